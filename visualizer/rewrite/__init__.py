@@ -1,0 +1,27 @@
+"""The engine: take the final values of any local of any Python function.
+
+It changes a function's code object and nothing else, knows a sink and nothing else, and needs
+the standard library and `bytecode` only.
+"""
+
+from __future__ import annotations
+
+from visualizer.rewrite._instrument import (
+    UNBOUND,
+    Instrumentation,
+    Sink,
+    check_locals,
+    instrument,
+    restore,
+)
+from visualizer.rewrite._returning import returning_locals
+
+__all__ = [
+    "UNBOUND",
+    "Instrumentation",
+    "Sink",
+    "check_locals",
+    "instrument",
+    "restore",
+    "returning_locals",
+]

@@ -1,0 +1,356 @@
+"""Install rewritten code into functions, and take it out again."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from enum import Enum
+from types import CodeType, FunctionType, TracebackType
+from typing import Any, ClassVar, Final
+
+from visualizer._compat import facts
+from visualizer.errors import CodeReplacedError, SinkError, UnknownLocalError
+from visualizer.rewrite._handover import Delivery, SinkKind
+from visualizer.rewrite._locals import Local, find_local
+from visualizer.rewrite._rewrite import rewrite_code
+from visualizer.rewrite._target import Target, resolve
+
+__all__ = ["UNBOUND", "Instrumentation", "Sink", "check_locals", "instrument", "restore"]
+
+
+class _Unbound(Enum):
+    UNBOUND = "unbound"
+
+    def __repr__(self) -> str:
+        return "UNBOUND"
+
+
+UNBOUND: Final = _Unbound.UNBOUND
+"""What stands for a local that is bound to nothing when its function returns."""
+
+Sink = list[Any] | Callable[..., object]
+"""Where values go: a list that they are appended to, or a function that is called with them."""
+
+
+class _Holder:
+    """What rewritten code finds under its private key: the sink, and how to treat its errors.
+
+    It pickles and copies as an empty tuple: a function that travels to another process takes
+    no captured values along, and delivers nothing there.
+    """
+
+    __slots__ = ("_error", "deliver", "values")
+
+    UNBOUND: ClassVar = UNBOUND
+    unbound_error: ClassVar = NameError
+    sink_error: ClassVar = Exception
+
+    def __init__(self, sink: Sink) -> None:
+        self._error: Exception | None = None
+        if isinstance(sink, list):
+            self.values = sink
+        else:
+            self.deliver = sink
+
+    @property
+    def error(self) -> Exception | None:
+        return self._error
+
+    @error.setter
+    def error(self, error: Exception) -> None:
+        if self._error is None:
+            self._error = error
+
+    def __reduce__(self) -> tuple[type[tuple[Any, ...]], tuple[()]]:
+        return tuple, ()
+
+
+class Instrumentation:
+    """A handle on one instrumentation of one function. Made by `instrument`.
+
+    It is a context manager, too: leaving the block removes it.
+
+    Attributes:
+        names: The locals, as they were asked for.
+    """
+
+    def __init__(self, function: FunctionType, names: tuple[str, ...], sink: Sink) -> None:
+        self.names = names
+        self._function = weakref.ref(function)
+        self._globals = function.__globals__
+        self._holder = _Holder(sink)
+        self._key = f"__visualizer_sink_{next(_key_numbers)}__"
+        self._kind = SinkKind.APPEND if isinstance(sink, list) else SinkKind.CALL
+        self._installation: _Installation | None = None
+        self._variables: tuple[Local, ...] = ()
+        self._finalizer = weakref.finalize(function, self._globals.pop, self._key, None)
+        self._finalizer.atexit = False
+
+    @property
+    def function(self) -> FunctionType | None:
+        """The instrumented function; None once it is garbage."""
+        return self._function()
+
+    @property
+    def error(self) -> Exception | None:
+        """The first error that the sink raised, if it raised any."""
+        return self._holder.error
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether calls of the function are handed over: not removed, code not replaced."""
+        function, installation = self._function(), self._installation
+        return (
+            function is not None
+            and installation is not None
+            and function.__code__ is installation.current
+        )
+
+    def remove(self) -> None:
+        """Stop handing over, and put back the code from before. Twice is the same as once.
+
+        Frames that are still running (a suspended generator) deliver nothing from now on.
+
+        Raises:
+            CodeReplacedError: Somebody else has replaced the function's code since; their code
+                stays, and nothing is delivered any more.
+            SinkError: The sink raised during a call. The code is restored all the same.
+        """
+        with _lock:
+            installation, self._installation = self._installation, None
+            if installation is None:
+                return
+            self._finalizer()
+            function = self._function()
+            if function is not None:
+                installation.remove(self, function)
+        if self.error is not None:
+            name = function.__qualname__ if function is not None else "a function"
+            raise SinkError(
+                f"the sink for {', '.join(self.names)} of {name}() raised "
+                f"{type(self.error).__name__}: {self.error}. The function was not disturbed; "
+                "values from that call on may be missing."
+            ) from self.error
+
+    def __enter__(self) -> Instrumentation:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        function = self._function()
+        name = function.__qualname__ if function is not None else "a function that is gone"
+        state = "installed" if self.is_installed else "not installed"
+        return f"<Instrumentation of {', '.join(self.names)} in {name}, {state}>"
+
+
+class _Installation:
+    """All instrumentations of one function, over the one code object from before."""
+
+    def __init__(self, original: CodeType) -> None:
+        self.original = original
+        self.current = original
+        self._handles: list[Instrumentation] = []
+
+    def add(self, handle: Instrumentation, function: FunctionType) -> None:
+        handle._globals[handle._key] = handle._holder
+        try:
+            self._install([*self._handles, handle], function)
+        except BaseException:
+            handle._finalizer()
+            raise
+        handle._installation = self
+
+    def remove(self, handle: Instrumentation, function: FunctionType) -> None:
+        remaining = [other for other in self._handles if other is not handle]
+        if function.__code__ is not self.current:
+            self._handles = remaining
+            raise CodeReplacedError(
+                f"the code of {function.__qualname__}() was replaced by somebody else after it was "
+                f"instrumented (now {function.__code__.co_filename}:"
+                f"{function.__code__.co_firstlineno}); it stays as it is, and "
+                f"{', '.join(handle.names)} is no longer captured."
+            )
+        self._install(remaining, function)
+
+    def _install(self, handles: list[Instrumentation], function: FunctionType) -> None:
+        code = _code_for(self.original, handles) if handles else self.original
+        function.__code__ = code
+        self.current, self._handles = code, handles
+        if handles:
+            _installations[function] = self
+        else:
+            _installations.pop(function, None)
+
+
+class _IdentityCache:
+    """A mapping from code objects, by identity and weakly: equal code is not the same code."""
+
+    def __init__(self) -> None:
+        self._values: dict[int, tuple[weakref.ref[CodeType], Any]] = {}
+
+    def get(self, code: CodeType) -> Any:
+        return self._values.get(id(code), (None, None))[1]
+
+    def set(self, code: CodeType, value: Any) -> None:
+        number = id(code)
+        values = self._values
+        values[number] = weakref.ref(code, lambda _: values.pop(number, None)), value
+
+
+# The engine's process-wide state, all of it.
+_lock = threading.RLock()
+_key_numbers = itertools.count()
+_installations: weakref.WeakKeyDictionary[FunctionType, _Installation] = (
+    weakref.WeakKeyDictionary()
+)
+_templates = _IdentityCache()  # code object → {what is delivered: rewritten code}
+_originals = _IdentityCache()  # rewritten code → the code it was made from
+
+
+def instrument(target: object, *names: str, sink: Sink) -> Instrumentation:
+    """Hand over the final values of named locals at every return of a function.
+
+    The function object keeps its identity, name, signature, closure and every alias; only its
+    code object changes, until the handle is removed. What is handed over is what a name is
+    bound to at the moment of the return. An exception that leaves the function hands over
+    nothing.
+
+    Args:
+        target: A function, a method, a staticmethod, classmethod, property or partial, or
+            `"package.module:Qual.name"`. Wrappers are looked through to the innermost function.
+        *names: Locals: arguments, variables, cell and free variables.
+        sink: A list gets the value (with one name; nothing where it is unbound) or a tuple
+            (with several; `UNBOUND` inside). A function is called with the values, `UNBOUND`
+            among them. An `Exception` that it raises does not disturb the instrumented
+            function: the first is kept in the handle's `error`, and raised by `remove`.
+    Returns:
+        A handle with `remove()`; also a context manager.
+    Raises:
+        UnknownLocalError: The code never has a local of that name.
+        NotInstrumentableError: The target is not a Python function.
+        TargetNotFoundError: The string does not resolve.
+        RewriteCheckError: The rewritten code failed the engine's check; nothing changed.
+        UnsupportedPythonError: The engine does not know this Python.
+
+    Example:
+        >>> def scale(x):
+        ...     factor = x * 2
+        ...     return factor + 1
+        >>> factors = []
+        >>> with instrument(scale, "factor", sink=factors):
+        ...     scale(20)
+        41
+        >>> factors
+        [40]
+    """
+    _require_names(names)
+    if not isinstance(sink, list) and not callable(sink):
+        raise TypeError(
+            f"a sink is a list or a function, not {type(sink).__name__}; for another collection "
+            "pass its method, such as sink=values.append."
+        )
+    with _lock:
+        resolved = resolve(target)
+        function = resolved.function
+        installation = _installations.get(function)
+        if installation is None or installation.current is not function.__code__:
+            installation = _Installation(function.__code__)
+        variables = _find_locals(resolved, installation.original, names)
+        handle = Instrumentation(function, names, sink)
+        handle._variables = variables
+        installation.add(handle, function)
+    return handle
+
+
+def check_locals(target: object, *names: str) -> FunctionType:
+    """Return the function that `instrument` would change, once it is sure to have these locals.
+
+    Raises:
+        UnknownLocalError, NotInstrumentableError, TargetNotFoundError: As for `instrument`.
+    """
+    _require_names(names)
+    resolved = resolve(target)
+    _find_locals(resolved, uninstrumented(resolved.function), names)
+    return resolved.function
+
+
+def uninstrumented(function: FunctionType) -> CodeType:
+    """Return the code that a function has when nothing is instrumented."""
+    code: CodeType = _originals.get(function.__code__) or function.__code__
+    return code
+
+
+def restore(function: FunctionType) -> bool:
+    """Put back the original code where a function holds code that was rewritten for another.
+
+    Tools that reload code copy code objects between functions and may have copied a rewritten
+    one. Returns whether there was something to do.
+    """
+    with _lock:
+        installation = _installations.get(function)
+        if installation is not None and installation.current is function.__code__:
+            return False
+        original = uninstrumented(function)
+        if original is function.__code__:
+            return False
+        function.__code__ = original
+        return True
+
+
+def _require_names(names: Sequence[str]) -> None:
+    if not names:
+        raise TypeError("name at least one local to take, such as 'attn'.")
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"a local is named by a str, not by {type(name).__name__} {name!r}.")
+
+
+def _find_locals(target: Target, code: CodeType, names: Sequence[str]) -> tuple[Local, ...]:
+    return tuple(_find_in_innermost(target, code, name) for name in names)
+
+
+def _find_in_innermost(target: Target, code: CodeType, name: str) -> Local:
+    try:
+        return find_local(code, name, facts())
+    except UnknownLocalError as error:
+        for wrapper in target.wrappers:
+            try:
+                find_local(wrapper.__code__, name, facts())
+            except UnknownLocalError:
+                continue
+            raise UnknownLocalError(
+                f"{error} The wrapper around it has one ({wrapper.__code__.co_qualname}, "
+                f"{wrapper.__code__.co_filename}:{wrapper.__code__.co_firstlineno}), but wrappers "
+                "are looked through: take it where the wrapper is made."
+            ) from None
+        raise
+
+
+def _code_for(original: CodeType, handles: Sequence[Instrumentation]) -> CodeType:
+    """Return a function's rewritten code, with these handles' keys in it."""
+    wanted = tuple((handle._kind, handle._variables) for handle in handles)
+    templates: dict[object, CodeType] | None = _templates.get(original)
+    if templates is None:
+        templates = {}
+        _templates.set(original, templates)
+    template = templates.get(wanted)
+    placeholders = [f"__visualizer_sink_of_{position}__" for position in range(len(handles))]
+    if template is None:
+        deliveries = [
+            Delivery(kind, key, variables)
+            for (kind, variables), key in zip(wanted, placeholders, strict=True)
+        ]
+        template = templates[wanted] = rewrite_code(original, deliveries, facts())
+    keys = dict(zip(placeholders, (handle._key for handle in handles), strict=True))
+    code = template.replace(co_names=tuple(keys.get(name, name) for name in template.co_names))
+    _originals.set(code, original)
+    return code
