@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = [
     "AmbiguousKeyError",
+    "CaptureWarning",
     "CodeReplacedError",
     "NotInstrumentableError",
     "RewriteCheckError",
@@ -64,3 +65,7 @@ class UnknownKeyError(_KeyError):
 
 class AmbiguousKeyError(_KeyError):
     """A key fits the captured values of more than one function or variable."""
+
+
+class CaptureWarning(UserWarning):
+    """Something that was asked for was not captured, or costs more than one might think."""

@@ -13,6 +13,7 @@ from visualizer.rewrite._instrument import (
     check_locals,
     instrument,
     restore,
+    uninstrumented,
 )
 from visualizer.rewrite._returning import returning_locals
 
@@ -24,4 +25,5 @@ __all__ = [
     "instrument",
     "restore",
     "returning_locals",
+    "uninstrumented",
 ]

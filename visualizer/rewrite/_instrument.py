@@ -17,7 +17,15 @@ from visualizer.rewrite._locals import Local, find_local
 from visualizer.rewrite._rewrite import rewrite_code
 from visualizer.rewrite._target import Target, resolve
 
-__all__ = ["UNBOUND", "Instrumentation", "Sink", "check_locals", "instrument", "restore"]
+__all__ = [
+    "UNBOUND",
+    "Instrumentation",
+    "Sink",
+    "check_locals",
+    "instrument",
+    "restore",
+    "uninstrumented",
+]
 
 
 class _Unbound(Enum):

@@ -118,16 +118,16 @@ def _explain(found: object, innermost: object) -> str:
         if "forward" in methods:
             methods = ["forward"]
         choice = methods[0] if methods else "<method>"
-        advice = f"name the method that has the local, for example {innermost.__qualname__}.{choice}"
+        advice = f"take the method that has the local, for example {innermost.__qualname__}.{choice}"
     elif callable(innermost) and isinstance(
         inspect.getattr_static(type(innermost), "__call__", None), types.FunctionType
     ):
         inner = "forward" if hasattr(type(innermost), "forward") else "__call__"
-        advice = f"its code is in {type(innermost).__qualname__}.{inner}: name that"
+        advice = f"its code is in {type(innermost).__qualname__}.{inner}: take that"
     elif "torch.jit" in what:
         advice = "take the Python function or module from before torch.jit.script or torch.jit.trace"
     else:
-        advice = "only a function written in Python has locals that can be taken: name one that calls it"
+        advice = "only a function written in Python has locals that can be taken: take one that calls it"
     return f"{name} is {what}, not a Python function; {advice}."
 
 

@@ -1,0 +1,126 @@
+"""Let compiled models run as Python while values are being taken from them.
+
+A graph that torch.compile made before a function was instrumented runs on without it: it would
+silently capture nothing. So the compiler's stance is `force_eager` as long as something is
+tapped. torch is never imported for that: where its compiler is not loaded yet, nothing is
+compiled yet, and an import hook waits for it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+from visualizer.errors import CaptureWarning
+
+__all__ = ["EagerStance", "eager_stance"]
+
+_COMPILER = "torch._dynamo"
+
+
+class EagerStance:
+    """Keeps the stance of torch's compiler at `force_eager` while it is needed."""
+
+    def __init__(self) -> None:
+        self._waiting: _ImportHook | None = None
+        self._stance: Any = None
+        self._has_notified = False
+
+    def keep(self, needed: bool) -> None:
+        """Take the stance, or give back the one from before."""
+        if not needed:
+            self._give_back()
+        elif self._stance is None and self._waiting is None:
+            if _COMPILER in sys.modules:
+                self._take()
+            else:
+                self._waiting = _ImportHook(_COMPILER, self._on_import)
+                sys.meta_path.insert(0, self._waiting)
+
+    def _on_import(self) -> None:
+        self._stop_waiting()
+        self._take()
+
+    def _take(self) -> None:
+        torch = sys.modules["torch"]
+        set_stance = getattr(torch.compiler, "set_stance", None)
+        if set_stance is None:
+            warnings.warn(
+                f"torch {torch.__version__} can't run compiled models eagerly for a while "
+                "(2.6 and newer can); capture from the model that is not compiled.",
+                CaptureWarning,
+                stacklevel=6,
+            )
+            return
+        self._stance = set_stance("force_eager")
+        if not self._has_notified and _has_compiled(sys.modules[_COMPILER]):
+            self._has_notified = True
+            warnings.warn(
+                "compiled models run eagerly while get_local is active, since a compiled graph "
+                "captures nothing; get_local.deactivate() gives back the compiled ones.",
+                CaptureWarning,
+                stacklevel=6,
+            )
+
+    def _give_back(self) -> None:
+        self._stop_waiting()
+        stance, self._stance = self._stance, None
+        if stance is not None:
+            stance.__exit__(None, None, None)
+
+    def _stop_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, None
+        if waiting in sys.meta_path:
+            sys.meta_path.remove(waiting)  # type: ignore[arg-type]
+
+
+def _has_compiled(compiler: ModuleType) -> bool:
+    """Tell whether torch.compile was used in this process."""
+    backends = getattr(compiler.eval_frame, "cached_backends", {})
+    return any(backend is not None for backend in backends.values())
+
+
+class _ImportHook(MetaPathFinder):
+    """Calls back once a module has been imported."""
+
+    def __init__(self, name: str, callback: Callable[[], None]) -> None:
+        self._name = name
+        self._callback = callback
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name != self._name:
+            return None
+        sys.meta_path.remove(self)  # it has done its part, and must not find itself
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _LoaderThen(spec.loader, self._callback)
+        return spec
+
+
+class _LoaderThen(Loader):
+    """A loader that calls back when its module is loaded, and is not to be seen afterwards."""
+
+    def __init__(self, loader: Loader, callback: Callable[[], None]) -> None:
+        self._loader = loader
+        self._callback = callback
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self._loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        self._loader.exec_module(module)
+        self._callback()
+
+
+eager_stance = EagerStance()

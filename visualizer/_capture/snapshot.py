@@ -1,0 +1,182 @@
+"""Copies of values that the program can't change any more.
+
+Libraries are recognised by the types of what arrives and never imported: all of this works in a
+Python that has neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import numbers
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from visualizer._capture.tensors import (
+    CannotRecordError,
+    fast_tensor_to_array,
+    refuse_proxy,
+    tensor_to_array,
+)
+
+__all__ = ["CannotRecordError", "Reference", "nbytes", "snapshot"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """An object that was kept by reference: nobody knows how to copy it, and it may change.
+
+    Attributes:
+        value: The object itself.
+    """
+
+    value: Any
+
+
+_IMMUTABLE = (numbers.Number, str, bytes, type(None), Enum, type, type(...), range)
+
+
+def snapshot(value: Any) -> Any:
+    """Return a value as nobody else can change it.
+
+    Tensors become writable numpy arrays on the CPU, without autograd graph; bfloat16 and the
+    float8 types become float32, every other type stays. Whatever has `__array__` becomes an
+    array. Lists, tuples, dicts and dataclasses keep their structure (and what is shared or
+    circular in them); numbers, strings and None stay. Anything else comes back as a
+    `Reference`.
+
+    Raises:
+        CannotRecordError: A tensor that has no value at this time, as under `torch.vmap` or
+            while it is traced.
+    """
+    array = fast_tensor_to_array(value)
+    if array is not None:
+        return array
+    if isinstance(value, _IMMUTABLE):
+        return value
+    if _busy.active:
+        raise CannotRecordError("a value was being copied, and copying it ran this very function")
+    _busy.active = True
+    try:
+        return _Copier().copy(value)
+    finally:
+        _busy.active = False
+
+
+def nbytes(entry: Any) -> int:
+    """Return the size of the arrays in an entry, in bytes."""
+    size = getattr(entry, "nbytes", None)
+    if isinstance(size, int):
+        return size
+    if isinstance(entry, dict):
+        return sum(map(nbytes, entry.values()))
+    if isinstance(entry, (list, tuple)):
+        return sum(map(nbytes, entry))
+    if dataclasses.is_dataclass(entry) and not isinstance(entry, (type, Reference)):
+        fields = dataclasses.fields(entry)
+        return sum(nbytes(getattr(entry, field.name, None)) for field in fields)
+    return 0
+
+
+class _Busy(threading.local):
+    active = False
+
+
+_busy = _Busy()
+
+
+class _Copier:
+    """Copies one value. Remembers what it has copied, for shared and circular parts."""
+
+    def __init__(self) -> None:
+        self._copies: dict[int, Any] = {}
+        self._originals: list[Any] = []  # keeps the ids above from being used again
+
+    def copy(self, value: Any) -> Any:
+        if isinstance(value, _IMMUTABLE):
+            return value
+        if id(value) in self._copies:
+            return self._copies[id(value)]
+        refuse_proxy(value)
+        for recognises, make in _MAKERS:
+            if recognises(value):
+                return self._remember(value, make(self, value))
+        return Reference(value)
+
+    def _remember(self, value: Any, made: Any) -> Any:
+        self._copies[id(value)] = made
+        self._originals.append(value)
+        return made
+
+    def of_list(self, value: list[Any]) -> list[Any]:
+        made: list[Any] = self._remember(value, [])
+        made.extend(map(self.copy, value))
+        return made
+
+    def of_tuple(self, value: tuple[Any, ...]) -> Any:
+        items = tuple(map(self.copy, value))
+        if type(value) is tuple:
+            return items
+        named: Callable[..., Any] | None = getattr(type(value), "_make", None)
+        try:
+            return named(items) if named is not None else type(value)(items)
+        except Exception:  # a constructor of somebody's own
+            return items
+
+    def of_dict(self, value: dict[Any, Any]) -> Any:
+        if type(value) is dict:
+            made = self._remember(value, {})
+            made.update((key, self.copy(item)) for key, item in value.items())
+            return made
+        try:  # an OrderedDict, a defaultdict, transformers' ModelOutput
+            twin = self._remember(value, copy.copy(value))
+            for key in list(twin.keys()):
+                twin[key] = self.copy(value[key])
+            return twin
+        except Exception:  # one that forbids it
+            return self._remember(value, {key: self.copy(item) for key, item in value.items()})
+
+    def of_dataclass(self, value: Any) -> Any:
+        try:
+            twin = self._remember(value, copy.copy(value))
+            for field in dataclasses.fields(value):
+                if hasattr(value, field.name):
+                    object.__setattr__(twin, field.name, self.copy(getattr(value, field.name)))
+            return twin
+        except CannotRecordError:
+            raise
+        except Exception:  # one that can't be copied
+            return Reference(value)
+
+
+def _is_tensor(value: Any) -> bool:
+    tensor = getattr(sys.modules.get("torch"), "Tensor", None)
+    return tensor is not None and isinstance(value, tensor)
+
+
+def _has_array(value: Any) -> bool:
+    return hasattr(type(value), "__array__") and "numpy" in sys.modules
+
+
+def _to_array(value: Any) -> Any:
+    numpy = sys.modules["numpy"]
+    if isinstance(value, numpy.generic) and not isinstance(value, numpy.void):
+        return value  # a number
+    if isinstance(value, numpy.ma.MaskedArray):
+        return value.copy()
+    return numpy.array(value)
+
+
+_MAKERS: tuple[tuple[Callable[[Any], bool], Callable[[_Copier, Any], Any]], ...] = (
+    (_is_tensor, lambda copier, value: tensor_to_array(value)),
+    (_has_array, lambda copier, value: _to_array(value)),
+    (lambda value: isinstance(value, list), _Copier.of_list),
+    (lambda value: isinstance(value, tuple), _Copier.of_tuple),
+    (lambda value: isinstance(value, dict), _Copier.of_dict),
+    (dataclasses.is_dataclass, _Copier.of_dataclass),
+    (lambda value: type(value) is bytearray, lambda copier, value: bytearray(value)),
+)

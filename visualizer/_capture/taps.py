@@ -1,0 +1,229 @@
+"""Which functions are to be tapped, and when: decorated ones while active, patched ones always."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import CodeType, FunctionType, TracebackType
+from typing import Any
+
+from visualizer._capture.eager_stance import eager_stance
+from visualizer._capture.sites import Site, sites
+from visualizer.errors import CaptureWarning, CodeReplacedError, SinkError, UnknownLocalError
+from visualizer.rewrite import Instrumentation, check_locals, instrument, restore
+from visualizer.rewrite import uninstrumented as original_code
+
+__all__ = ["Patch", "Taps", "taps"]
+
+
+@dataclass(eq=False, slots=True)
+class _Wish:
+    """Somebody's wish to have some locals of a function.
+
+    Attributes:
+        names: The locals.
+        is_lasting: It holds whether get_local is active or not.
+    """
+
+    names: tuple[str, ...]
+    is_lasting: bool
+
+
+class _Tap:
+    """One function that is tapped: all wishes for it, served by one instrumentation."""
+
+    def __init__(self, function: FunctionType) -> None:
+        self.function = weakref.ref(function)
+        self.module: str = function.__module__ or "?"
+        self.qualname = function.__qualname__
+        self.wishes: list[_Wish] = []
+        self._handle: Instrumentation | None = None
+
+    def wanted(self, is_active: bool) -> tuple[str, ...]:
+        holding = [wish for wish in self.wishes if is_active or wish.is_lasting]
+        return tuple(dict.fromkeys(name for wish in holding for name in wish.names))
+
+    def update(self, is_active: bool) -> None:
+        """Make what is instrumented equal to what is wanted.
+
+        Raises:
+            CodeReplacedError: Somebody else has replaced the function's code; theirs stays.
+            UnknownLocalError: The code that the function has by now lacks a name.
+        """
+        function, names = self.function(), self.wanted(is_active)
+        if function is None:
+            return
+        handle = self._handle
+        if handle is not None and handle.names == names and handle.is_installed:
+            return
+        try:
+            self._remove_handle()
+        finally:
+            if names:
+                self._install(function, names)
+
+    def _remove_handle(self) -> None:
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            handle.remove()
+
+    def _install(self, function: FunctionType, names: tuple[str, ...]) -> None:
+        restore(function)  # an autoreload may have put another function's rewritten code here
+        code = original_code(function)
+        places = [sites.get(function, name, code) for name in names]
+        self._handle = instrument(function, *names, sink=_sink(places))
+
+
+def _sink(places: list[Site]) -> Any:
+    record = sites.record
+    if len(places) == 1:
+        place = places[0]
+        return lambda value: record(((place, value),))
+    return lambda *values: record(zip(places, values, strict=True))
+
+
+class Patch:
+    """A handle on what `get_local.patch` does: `remove()` ends it, and so does leaving a block."""
+
+    def __init__(self, owner: Taps, tap: _Tap, wish: _Wish) -> None:
+        self._owner = owner
+        self._tap = tap
+        self._wish = wish
+
+    def remove(self) -> None:
+        """Stop capturing, and put back the code from before. Twice is the same as once.
+
+        Raises:
+            CodeReplacedError: Somebody else has replaced the function's code since.
+            SinkError: Recording raised; the list of values is incomplete.
+        """
+        self._owner.withdraw(self._tap, self._wish)
+
+    def __enter__(self) -> Patch:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.remove()
+
+    def __repr__(self) -> str:
+        state = "in place" if self._wish in self._tap.wishes else "removed"
+        return f"<patch of {', '.join(self._wish.names)} in {self._tap.qualname}, {state}>"
+
+
+class Taps:
+    """All tapped functions, remembered weakly. One for the process."""
+
+    def __init__(self) -> None:
+        self.is_active = False
+        self._taps: weakref.WeakKeyDictionary[FunctionType, _Tap] = weakref.WeakKeyDictionary()
+        self._lock = threading.RLock()
+
+    def decorate(self, target: object, names: tuple[str, ...], body: CodeType) -> None:
+        """Tap a function whenever get_local is active.
+
+        It replaces functions of its name (a cell ran again, a module was reloaded), but for
+        those of the same body: a property's getter and setter are two functions.
+
+        Args:
+            target: What is decorated.
+            names: Its locals.
+            body: The code that is defining it: of a module, a class or a function.
+        """
+        with self._lock:
+            function = check_locals(target, *names)
+            if function not in self._taps:
+                self._replace_namesakes(function, body)
+            self._wish(function, _Wish(names, is_lasting=False))
+
+    def patch(self, target: object, names: tuple[str, ...]) -> Patch:
+        """Tap a function until the handle is removed."""
+        with self._lock:
+            wish = _Wish(names, is_lasting=True)
+            return Patch(self, self._wish(check_locals(target, *names), wish), wish)
+
+    def withdraw(self, tap: _Tap, wish: _Wish) -> None:
+        with self._lock:
+            if wish in tap.wishes:
+                tap.wishes.remove(wish)
+                try:
+                    tap.update(self.is_active)
+                finally:
+                    self._update_stance()
+
+    def activate(self) -> None:
+        with self._lock:
+            self.is_active = True
+            self._update_all()
+
+    def deactivate(self) -> None:
+        with self._lock:
+            self.is_active = False
+            self._update_all()
+
+    def _wish(self, function: FunctionType, wish: _Wish) -> _Tap:
+        tap = self._taps.get(function)
+        if tap is None:
+            tap = self._taps[function] = _Tap(function)
+        tap.wishes.append(wish)
+        try:
+            tap.update(self.is_active)
+        except BaseException:
+            tap.wishes.remove(wish)
+            raise
+        self._update_stance()
+        return tap
+
+    def _replace_namesakes(self, function: FunctionType, body: CodeType) -> None:
+        module, qualname = function.__module__ or "?", function.__qualname__
+        siblings = [code for code in body.co_consts if isinstance(code, CodeType)]
+        code = original_code(function)
+        staying = siblings if any(code is sibling for sibling in siblings) else []
+        for tap in list(self._taps.values()):
+            other = tap.function()
+            if other is None or (tap.module, tap.qualname) != (module, qualname):
+                continue
+            others = original_code(other)
+            if not any(others is sibling for sibling in staying):
+                tap.wishes = [wish for wish in tap.wishes if wish.is_lasting]
+                self._settle([tap])
+            if tap.wishes:
+                staying.append(others)
+        sites.supersede(function, code, staying)
+
+    def _update_all(self) -> None:
+        try:
+            self._settle(list(self._taps.values()))
+        finally:
+            self._update_stance()
+
+    def _settle(self, affected: Iterable[_Tap]) -> None:
+        """Update every one of them, whatever happens at one: warn, and raise a sink's error last."""
+        failed: SinkError | None = None
+        for tap in affected:
+            try:
+                tap.update(self.is_active)
+            except SinkError as error:
+                failed = failed or error
+            except (CodeReplacedError, UnknownLocalError) as error:
+                warnings.warn(str(error), CaptureWarning, stacklevel=5)
+            function = tap.function()
+            if function is not None and not tap.wanted(self.is_active):
+                restore(function)
+        if failed is not None:
+            raise failed
+
+    def _update_stance(self) -> None:
+        has_patches = any(tap.wanted(is_active=False) for tap in self._taps.values())
+        eager_stance.keep(self.is_active or has_patches)
+
+
+taps = Taps()
+sites.is_active = lambda: taps.is_active

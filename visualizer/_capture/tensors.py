@@ -1,0 +1,170 @@
+"""Tensors to arrays. torch is looked up among the loaded modules, never imported."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+from visualizer._capture.device_copies import copies
+
+__all__ = [
+    "CannotRecordError",
+    "fast_tensor_to_array",
+    "in_backward_pass",
+    "is_being_compiled",
+    "refuse_proxy",
+    "require_values",
+    "tensor_to_array",
+]
+
+
+_TRACED = (
+    "it was being traced (torch.export, torch.compile, torch.fx), where nothing has a value; call "
+    "the Python model itself"
+)
+
+
+class CannotRecordError(Exception):
+    """A value can't be recorded here. The message completes "…, because …"."""
+
+
+def is_being_compiled() -> bool:
+    """Tell whether torch's compiler is reading this call instead of running it."""
+    torch = sys.modules.get("torch")
+    try:
+        return torch is not None and bool(torch.compiler.is_dynamo_compiling())
+    except AttributeError:  # torch is being imported just now
+        return False
+
+
+def in_backward_pass() -> bool:
+    """Tell whether this call is made by autograd, as the recomputation of a checkpoint is."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return False
+    try:
+        return bool(torch._C._current_graph_task_id() != -1)
+    except AttributeError:  # torch is being imported just now
+        return False
+
+
+def require_values() -> None:
+    """Raise where tensors are real but what is done with them is being written down.
+
+    Raises:
+        CannotRecordError: `torch.jit.trace` is running.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return
+    try:
+        is_tracing = torch._C._get_tracing_state() is not None
+    except AttributeError:
+        return
+    if is_tracing:
+        raise CannotRecordError(
+            "torch.jit.trace was recording it, and copies would become part of the trace; "
+            "call the Python model itself"
+        )
+
+
+def fast_tensor_to_array(value: Any) -> Any:
+    """Return the array of a plain CPU tensor; None for anything that needs a closer look."""
+    torch = sys.modules.get("torch")
+    if torch is None or type(value) is not getattr(torch, "Tensor", None):
+        return None
+    if not value.is_cpu or value.dtype not in _array_types(torch):
+        return None
+    try:
+        return value.numpy(force=True).copy()
+    except (RuntimeError, TypeError):  # sparse, nested, wrapped by a functional transform
+        return None
+
+
+def tensor_to_array(tensor: Any) -> Any:
+    """Return any tensor as an array that owns its memory, on the CPU.
+
+    A nested tensor becomes a list of arrays. Without numpy the copy is a tensor.
+
+    Raises:
+        CannotRecordError: The tensor has no value of its own at this time.
+    """
+    torch = sys.modules["torch"]
+    unwrapped = _unwrap(torch, tensor)
+    if unwrapped is tensor:
+        return _plain_to_array(torch, tensor)
+    with _outside_transforms():
+        return _plain_to_array(torch, unwrapped)
+
+
+def _plain_to_array(torch: ModuleType, tensor: Any) -> Any:
+    if tensor.is_nested:
+        return [_plain_to_array(torch, part) for part in tensor.unbind()]
+    dense = _as_array_type(torch, _dense(torch, tensor.detach()))
+    if dense.is_cuda:
+        if torch.cuda.is_current_stream_capturing():
+            raise CannotRecordError(
+                "a CUDA graph was being captured, and copies would become part of it; call the "
+                "model without the graph"
+            )
+        return copies.fetch(torch, dense)
+    try:
+        return dense.numpy(force=True).copy()
+    except RuntimeError as error:
+        if "numpy is not available" in str(error).lower():
+            return dense.cpu().clone()
+        raise
+
+
+def refuse_proxy(value: Any) -> None:
+    """Raise for what torch.fx passes through a function in place of values."""
+    proxy = getattr(sys.modules.get("torch.fx"), "Proxy", None)
+    if proxy is not None and isinstance(value, proxy):
+        raise CannotRecordError(_TRACED)
+
+
+def _unwrap(torch: ModuleType, tensor: Any) -> Any:
+    """Look through functional transforms, and refuse what has no value."""
+    if type(tensor).__name__ in {"FakeTensor", "FunctionalTensor"}:
+        raise CannotRecordError(_TRACED)
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            raise CannotRecordError(
+                "it ran under torch.vmap, where a value is a slice of a larger one; call it "
+                "without vmap, over a loop or with a batch axis of its own"
+            )
+        tensor = functorch.get_unwrapped(tensor)
+    if tensor.is_meta:
+        raise CannotRecordError("its tensors are on the meta device, where they have no values")
+    return tensor
+
+
+def _outside_transforms() -> AbstractContextManager[object]:
+    """Run operations on plain tensors although a functional transform is running."""
+    transforms = sys.modules.get("torch._functorch.pyfunctorch")
+    return transforms.temporarily_clear_interpreter_stack() if transforms else nullcontext()
+
+
+def _dense(torch: ModuleType, tensor: Any) -> Any:
+    if tensor.is_quantized:
+        return tensor.dequantize()
+    return tensor if tensor.layout is torch.strided else tensor.to_dense()
+
+
+def _as_array_type(torch: ModuleType, tensor: Any) -> Any:
+    if tensor.dtype in _array_types(torch):
+        return tensor
+    return tensor.to(torch.complex64 if tensor.is_complex() else torch.float32)
+
+
+@cache
+def _array_types(torch: ModuleType) -> frozenset[Any]:
+    """Return the dtypes that numpy has, too."""
+    names = "bool uint8 uint16 uint32 uint64 int8 int16 int32 int64 float16 float32 float64"
+    found = (getattr(torch, name, None) for name in f"{names} complex64 complex128".split())
+    return frozenset(dtype for dtype in found if dtype is not None)
+
