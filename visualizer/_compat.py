@@ -111,7 +111,8 @@ def facts_for(implementation: str, version: tuple[int, int]) -> VersionFacts:
         advice = "use one of those Pythons"
     raise UnsupportedPythonError(
         f"visualizer.rewrite knows the bytecode of CPython {known}, and this is {found}; "
-        f"a wrong guess could crash the interpreter, so nothing was instrumented. To go on, {advice}."
+        "a wrong guess could crash the interpreter, so nothing was instrumented. To go on, "
+        f"{advice}."
     )
 
 

@@ -126,9 +126,7 @@ class Cache(Mapping[str, list[Any]]):
             warnings.warn(message, CaptureWarning, stacklevel=4)
 
 
-def _lengthen_where_equal(
-    keys: dict[Site, str], longer: Callable[[Site], str]
-) -> dict[Site, str]:
+def _lengthen_where_equal(keys: dict[Site, str], longer: Callable[[Site], str]) -> dict[Site, str]:
     uses = Counter(keys.values())
     return {site: key if uses[key] == 1 else longer(site) for site, key in keys.items()}
 
@@ -139,7 +137,7 @@ def _spellings(site: Site) -> tuple[str, ...]:
 
 
 def _why_no_keys() -> str:
-    if not sites.is_active():
+    if not sites.is_active:
         return "get_local is not active; call get_local.activate() before the model runs"
     return (
         "no function is decorated; put @get_local('attn') on one, or name one with "

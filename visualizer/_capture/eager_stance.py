@@ -76,8 +76,8 @@ class EagerStance:
 
     def _stop_waiting(self) -> None:
         waiting, self._waiting = self._waiting, None
-        if waiting in sys.meta_path:
-            sys.meta_path.remove(waiting)  # type: ignore[arg-type]
+        if waiting is not None and waiting in sys.meta_path:
+            sys.meta_path.remove(waiting)
 
 
 def _has_compiled(compiler: ModuleType) -> bool:

@@ -36,7 +36,7 @@ class _GetLocalType(type):
     @property
     def is_activate(cls) -> bool:
         """Whether decorated functions are captured. Setting it activates or deactivates."""
-        return taps.is_active
+        return sites.is_active
 
     @is_activate.setter
     def is_activate(cls, value: bool) -> None:

@@ -53,8 +53,6 @@ class CapturedList(list[Any]):
         copies.wait()
         return super().__eq__(other)
 
-    __hash__ = None  # type: ignore[assignment]
-
     def __repr__(self) -> str:
         copies.wait()
         return super().__repr__()
@@ -144,7 +142,7 @@ def explain_empty(site: Site | None) -> str:
         )
     if site.not_recorded:
         return f"{where} ran, but was not recorded, because {next(iter(site.not_recorded))}."
-    if not sites.is_active():
+    if not sites.is_active:
         return f"get_local is not active; call get_local.activate(), then run {where}."
     return (
         f"{where} has not returned since get_local was activated or cleared. Did the model run, "
@@ -157,11 +155,12 @@ class Sites:
 
     Attributes:
         warn_bytes: The size from which on a warning is given, once.
+        is_active: Whether decorated functions deliver here at present.
     """
 
     def __init__(self, warn_bytes: int = 2**30) -> None:
         self.warn_bytes = warn_bytes
-        self.is_active = lambda: False
+        self.is_active = False
         self._sites: list[Site] = []
         self._bytes = 0
         self._has_warned = False
@@ -232,7 +231,9 @@ class Sites:
             self._bytes, self._has_warned = 0, False
 
     def _warn_of_size(self) -> None:
-        sizes = {site: nbytes(list.copy(site.values)) for site in self}  # without waiting for copies
+        sizes = {
+            site: nbytes(list.copy(site.values)) for site in self
+        }  # without waiting for copies
         self._bytes = sum(sizes.values())  # what users took out of the lists is not ours any more
         if self._bytes <= self.warn_bytes:
             return

@@ -122,7 +122,6 @@ class Taps:
     """All tapped functions, remembered weakly. One for the process."""
 
     def __init__(self) -> None:
-        self.is_active = False
         self._taps: weakref.WeakKeyDictionary[FunctionType, _Tap] = weakref.WeakKeyDictionary()
         self._lock = threading.RLock()
 
@@ -154,18 +153,18 @@ class Taps:
             if wish in tap.wishes:
                 tap.wishes.remove(wish)
                 try:
-                    tap.update(self.is_active)
+                    tap.update(sites.is_active)
                 finally:
                     self._update_stance()
 
     def activate(self) -> None:
         with self._lock:
-            self.is_active = True
+            sites.is_active = True
             self._update_all()
 
     def deactivate(self) -> None:
         with self._lock:
-            self.is_active = False
+            sites.is_active = False
             self._update_all()
 
     def _wish(self, function: FunctionType, wish: _Wish) -> _Tap:
@@ -174,7 +173,7 @@ class Taps:
             tap = self._taps[function] = _Tap(function)
         tap.wishes.append(wish)
         try:
-            tap.update(self.is_active)
+            tap.update(sites.is_active)
         except BaseException:
             tap.wishes.remove(wish)
             raise
@@ -205,25 +204,24 @@ class Taps:
             self._update_stance()
 
     def _settle(self, affected: Iterable[_Tap]) -> None:
-        """Update every one of them, whatever happens at one: warn, and raise a sink's error last."""
+        """Update all of them, whatever happens at one: warn, and raise a sink's error last."""
         failed: SinkError | None = None
         for tap in affected:
             try:
-                tap.update(self.is_active)
+                tap.update(sites.is_active)
             except SinkError as error:
                 failed = failed or error
             except (CodeReplacedError, UnknownLocalError) as error:
                 warnings.warn(str(error), CaptureWarning, stacklevel=5)
             function = tap.function()
-            if function is not None and not tap.wanted(self.is_active):
+            if function is not None and not tap.wanted(sites.is_active):
                 restore(function)
         if failed is not None:
             raise failed
 
     def _update_stance(self) -> None:
         has_patches = any(tap.wanted(is_active=False) for tap in self._taps.values())
-        eager_stance.keep(self.is_active or has_patches)
+        eager_stance.keep(sites.is_active or has_patches)
 
 
 taps = Taps()
-sites.is_active = lambda: taps.is_active

@@ -167,4 +167,3 @@ def _array_types(torch: ModuleType) -> frozenset[Any]:
     names = "bool uint8 uint16 uint32 uint64 int8 int16 int32 int64 float16 float32 float64"
     found = (getattr(torch, name, None) for name in f"{names} complex64 complex128".split())
     return frozenset(dtype for dtype in found if dtype is not None)
-

@@ -49,7 +49,7 @@ def may_be_bound(decoded: Decoded, slots: Iterable[int]) -> list[frozenset[int]]
 
 
 def only_in_comprehensions(decoded: Decoded, slot: int) -> bool:
-    """Tell whether a slot is the function's own at no time, only that of an inlined comprehension."""
+    """Tell whether a slot only ever holds the variable of an inlined comprehension."""
     name_is_borrowed = False
     for instruction, state in zip(
         decoded.instructions, _analyse(decoded, frozenset({slot})), strict=True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import CodeType
 
 from visualizer.errors import RewriteCheckError
@@ -69,33 +69,38 @@ def _changed_instructions(
     """Compare what came from the original: arguments, where jumps go, what covers it."""
     old_index = {new_index: old for old, new_index in enumerate(kept)}
 
-    def leads_to(offset: int) -> int | None:
+    def leads_to(offset: int) -> int:
         """Return the original instruction that a place leads to, past what was inserted."""
         index = new.index_at[offset]
         while items[index].inserted:
             index += 1
         return old_index[index]
 
-    def same_guard(before: Guard | None, after: Guard | None) -> bool:
-        if before is None or after is None:
-            return before is after
-        return (
-            (before.depth, before.push_lasti) == (after.depth, after.push_lasti)
-            and original.index_at[before.target] == leads_to(after.target)
-        )
-
     for old, index in enumerate(kept):
         before, after = original.instructions[old], new.instructions[index]
+        where = f"instruction {old} ({before.name})"
         if before.name != after.name:
-            return f"instruction {old} was {before.name} and is {after.name}"
-        if before.target is None or after.target is None:
-            if (before.target, before.arg) != (after.target, after.arg):
-                return f"instruction {old} ({before.name}) had argument {before.arg}, now {after.arg}"
-        elif original.index_at[before.target] != leads_to(after.target):
-            return f"instruction {old} ({before.name}) jumps elsewhere"
-        if not same_guard(original.guards[old], new.guards[index]):
-            return f"instruction {old} ({before.name}) is covered by another exception handler"
+            return f"{where} became {after.name}"
+        if before.target is not None and after.target is not None:
+            if original.index_at[before.target] != leads_to(after.target):
+                return f"{where} jumps elsewhere"
+        elif before.arg != after.arg:
+            return f"{where} had argument {before.arg}, and has {after.arg}"
+        if not _same_guard(original, original.guards[old], new.guards[index], leads_to):
+            return f"{where} is covered by another exception handler"
     return None
+
+
+def _same_guard(
+    original: Decoded, before: Guard | None, after: Guard | None, leads_to: Callable[[int], int]
+) -> bool:
+    if before is None or after is None:
+        return before is after
+    return (
+        before.depth == after.depth
+        and before.push_lasti == after.push_lasti
+        and original.index_at[before.target] == leads_to(after.target)
+    )
 
 
 def _changed_positions(original: Decoded, new: Decoded, kept: Sequence[int]) -> str | None:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 
 from visualizer._compat import VersionFacts
 from visualizer.rewrite._layout import Handler, Item
@@ -82,7 +83,7 @@ def hand_over(
     ]
     for delivery in wanted[:-1]:
         done = _Label()
-        writer.deliver(delivery, is_unbound, lambda done=done: writer.jump("JUMP_FORWARD", done))
+        writer.deliver(delivery, is_unbound, partial(writer.jump, "JUMP_FORWARD", done))
         writer.mark(done)
     if wanted:
         writer.deliver(wanted[-1], is_unbound, writer.leave)
@@ -112,9 +113,7 @@ class _Writer:
     # -- one instruction after the other ---------------------------------------------------
 
     def op(self, name: str, arg: int = 0) -> Item:
-        item = Item(
-            name, arg, handler=self._handler, origin=self._leaving.origin, inserted=True
-        )
+        item = Item(name, arg, handler=self._handler, origin=self._leaving.origin, inserted=True)
         return self._add(item)
 
     def jump(self, name: str, to: _Label) -> None:
@@ -246,9 +245,7 @@ class _Writer:
         self.op("RERAISE", 0)
         self.mark(done)
 
-    def _where_absent(
-        self, delivery: Delivery, absent: _Label, leave: Callable[[], None]
-    ) -> None:
+    def _where_absent(self, delivery: Delivery, absent: _Label, leave: Callable[[], None]) -> None:
         """Handle a holder that is gone, and an unbound name that nobody wants to hear about.
 
         What a missing holder raises is learned by asking for it once more: builtins may be

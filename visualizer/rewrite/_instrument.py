@@ -217,9 +217,7 @@ class _IdentityCache:
 # The engine's process-wide state, all of it.
 _lock = threading.RLock()
 _key_numbers = itertools.count()
-_installations: weakref.WeakKeyDictionary[FunctionType, _Installation] = (
-    weakref.WeakKeyDictionary()
-)
+_installations: weakref.WeakKeyDictionary[FunctionType, _Installation] = weakref.WeakKeyDictionary()
 _templates = _IdentityCache()  # code object → {what is delivered: rewritten code}
 _originals = _IdentityCache()  # rewritten code → the code it was made from
 

@@ -15,7 +15,6 @@ from functools import cache
 from types import CodeType
 
 from bytecode import ConcreteBytecode, ConcreteInstr
-from bytecode.instr import InstrLocation
 from bytecode.concrete import ExceptionTableEntry
 from bytecode.instr import UNSET, opcode_has_argument
 
@@ -105,9 +104,7 @@ def assemble(decoded: Decoded, items: Sequence[Item], *, names: tuple[str, ...])
     concrete[:] = [unit for item in items for unit in _units(item)]
     concrete.exception_table = list(_exception_table(items))
     concrete.names = list(names)
-    rebuilt = concrete.to_code(
-        stacksize=code.co_stacksize, compute_exception_stack_depths=False
-    )
+    rebuilt = concrete.to_code(stacksize=code.co_stacksize, compute_exception_stack_depths=False)
     return rebuilt.replace(co_linetable=stretch(code.co_linetable, lengths))
 
 

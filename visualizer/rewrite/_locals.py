@@ -100,9 +100,7 @@ def _explain_unknown(code: CodeType, name: str, facts: VersionFacts) -> str:
     has = f"it has {', '.join(known)}" if known else "it has no locals at all"
     nearest = difflib.get_close_matches(name, known, n=2)
     guess = f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
-    inner = [
-        f"{nested.co_qualname}()" for nested in _nested(code) if name in nested.co_varnames
-    ]
+    inner = [f"{nested.co_qualname}()" for nested in _nested(code) if name in nested.co_varnames]
     hint = f" ({inner[0]} inside it has one: instrument that function.)" if inner else ""
     return f"{where} has no local named {name!r}; {has}.{guess}{hint}"
 

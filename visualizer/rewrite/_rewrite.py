@@ -16,9 +16,7 @@ from visualizer.rewrite._locals import Local
 __all__ = ["rewrite_code"]
 
 
-def rewrite_code(
-    code: CodeType, deliveries: Sequence[Delivery], facts: VersionFacts
-) -> CodeType:
+def rewrite_code(code: CodeType, deliveries: Sequence[Delivery], facts: VersionFacts) -> CodeType:
     """Return a code object that does what `code` does and hands over locals at every return.
 
     With no deliveries the result equals `code`.
@@ -56,9 +54,7 @@ def _with_hand_overs(
             items[index], depth, deliveries, is_unbound, _index_in(names), original.facts
         )
     _redirect(items, {items[index]: group[0] for index, group in groups.items()})
-    return [
-        item for index, single in enumerate(items) for item in groups.get(index, [single])
-    ]
+    return [item for index, single in enumerate(items) for item in groups.get(index, [single])]
 
 
 def _redirect(items: Sequence[Item], groups: dict[Item, Item]) -> None:

@@ -118,16 +118,22 @@ def _explain(found: object, innermost: object) -> str:
         if "forward" in methods:
             methods = ["forward"]
         choice = methods[0] if methods else "<method>"
-        advice = f"take the method that has the local, for example {innermost.__qualname__}.{choice}"
+        advice = (
+            f"take the method that has the local, for example {innermost.__qualname__}.{choice}"
+        )
     elif callable(innermost) and isinstance(
         inspect.getattr_static(type(innermost), "__call__", None), types.FunctionType
     ):
         inner = "forward" if hasattr(type(innermost), "forward") else "__call__"
         advice = f"its code is in {type(innermost).__qualname__}.{inner}: take that"
     elif "torch.jit" in what:
-        advice = "take the Python function or module from before torch.jit.script or torch.jit.trace"
+        advice = (
+            "take the Python function or module from before torch.jit.script or torch.jit.trace"
+        )
     else:
-        advice = "only a function written in Python has locals that can be taken: take one that calls it"
+        advice = (
+            "only a function written in Python has locals that can be taken: take one that calls it"
+        )
     return f"{name} is {what}, not a Python function; {advice}."
 
 
@@ -184,4 +190,4 @@ def _with_colon(target: str) -> str:
     parts = target.replace(":", ".").strip(".").split(".")
     first_capital = next((i for i, part in enumerate(parts) if part[:1].isupper()), len(parts) - 1)
     module = ".".join(parts[: max(first_capital, 1)])
-    return f"{module}:{'.'.join(parts[max(first_capital, 1):]) or 'function'}"
+    return f"{module}:{'.'.join(parts[max(first_capital, 1) :]) or 'function'}"
