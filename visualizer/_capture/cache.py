@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from visualizer._capture.device_copies import copies
 from visualizer._capture.sites import Site, explain_empty, sites
+from visualizer._capture.taps import taps
 from visualizer.errors import AmbiguousKeyError, CaptureWarning, UnknownKeyError
 
 __all__ = ["Cache"]
@@ -79,6 +80,7 @@ class Cache(Mapping[str, list[Any]]):
 
     def _shown(self) -> dict[str, Site]:
         """Return the sites by the keys that are shown for them."""
+        taps.adopt_reloaded()
         found = list(sites)
         variables = Counter((site.module, site.qualname, site.line) for site in found)
         short: dict[Site, str] = {

@@ -25,9 +25,14 @@ _COMPILER = "torch._dynamo"
 
 
 class EagerStance:
-    """Keeps the stance of torch's compiler at `force_eager` while it is needed."""
+    """Keeps the stance of torch's compiler at `force_eager` while it is needed.
+
+    Attributes:
+        is_unexplained: The stance was taken, and nobody has looked since whether to tell the user.
+    """
 
     def __init__(self) -> None:
+        self.is_unexplained = False
         self._waiting: _ImportHook | None = None
         self._stance: Any = None
         self._has_notified = False
@@ -59,18 +64,26 @@ class EagerStance:
             )
             return
         self._stance = set_stance("force_eager")
-        if not self._has_notified and _has_compiled(sys.modules[_COMPILER]):
-            self._has_notified = True
+        self.is_unexplained = True
+        self.explain(stacklevel=7)
+
+    def explain(self, stacklevel: int) -> None:
+        """Say once that compiled models run eagerly, if there are any."""
+        if self._has_notified:
+            self.is_unexplained = False
+        elif _has_compiled(sys.modules[_COMPILER]):
+            self.is_unexplained, self._has_notified = False, True
             warnings.warn(
                 "compiled models run eagerly while get_local is active, since a compiled graph "
                 "captures nothing; get_local.deactivate() gives back the compiled ones.",
                 CaptureWarning,
-                stacklevel=6,
+                stacklevel=stacklevel,
             )
 
     def _give_back(self) -> None:
         self._stop_waiting()
         stance, self._stance = self._stance, None
+        self.is_unexplained = False
         if stance is not None:
             stance.__exit__(None, None, None)
 

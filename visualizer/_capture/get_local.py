@@ -87,7 +87,11 @@ class get_local(metaclass=_GetLocalType):  # noqa: N801 - the name that its user
 
     @classmethod
     def activate(cls) -> None:
-        """Capture from every decorated function, those defined later included."""
+        """Capture from every decorated function, those defined later included.
+
+        Raises:
+            UnsupportedPythonError: The engine does not know this Python.
+        """
         taps.activate()
 
     @classmethod

@@ -11,6 +11,7 @@ from types import CodeType, FunctionType
 from typing import Any, SupportsIndex
 
 from visualizer._capture.device_copies import copies
+from visualizer._capture.eager_stance import eager_stance
 from visualizer._capture.snapshot import CannotRecordError, nbytes, snapshot
 from visualizer._capture.tensors import in_backward_pass, is_being_compiled, require_values
 from visualizer.errors import CaptureWarning
@@ -179,6 +180,10 @@ class Sites:
         """Return the site of a function's variable."""
         module, qualname = function.__module__ or "?", function.__qualname__
         for site in self._sites:
+            if site.code() is not code and function in site.functions:  # it was given other code
+                site.functions.discard(function)
+                site.is_superseded = True
+        for site in self._sites:
             if site.code() is code and (site.qualname, site.variable) == (qualname, variable):
                 break
         else:
@@ -186,6 +191,12 @@ class Sites:
             self._sites.append(site)
         site.functions.add(function)
         return site
+
+    def rename(self, function: FunctionType, code: CodeType) -> None:
+        """Let what was captured from a code object be that function's."""
+        for site in self._sites:
+            if site.code() is code:
+                site.module, site.qualname = function.__module__ or "?", function.__qualname__
 
     def supersede(self, function: FunctionType, code: CodeType, keep: Sequence[CodeType]) -> None:
         """Note that a function's name means this code now, and forget what others delivered.
@@ -204,6 +215,9 @@ class Sites:
         """Keep what one call handed over."""
         if is_being_compiled() or in_backward_pass():
             return
+        if eager_stance.is_unexplained:
+            eager_stance.explain(stacklevel=4)
+            eager_stance.is_unexplained = False  # one look is enough
         entries = []
         for site, value in taken:
             if value is UNBOUND:

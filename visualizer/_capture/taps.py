@@ -5,14 +5,21 @@ from __future__ import annotations
 import threading
 import warnings
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import CodeType, FunctionType, TracebackType
 from typing import Any
 
 from visualizer._capture.eager_stance import eager_stance
 from visualizer._capture.sites import Site, sites
-from visualizer.errors import CaptureWarning, CodeReplacedError, SinkError, UnknownLocalError
+from visualizer._compat import facts
+from visualizer.errors import (
+    CaptureWarning,
+    CodeReplacedError,
+    SinkError,
+    UnknownLocalError,
+    UnsupportedPythonError,
+)
 from visualizer.rewrite import Instrumentation, check_locals, instrument, restore
 from visualizer.rewrite import uninstrumented as original_code
 
@@ -37,7 +44,6 @@ class _Tap:
 
     def __init__(self, function: FunctionType) -> None:
         self.function = weakref.ref(function)
-        self.module: str = function.__module__ or "?"
         self.qualname = function.__qualname__
         self.wishes: list[_Wish] = []
         self._handle: Instrumentation | None = None
@@ -59,22 +65,38 @@ class _Tap:
         handle = self._handle
         if handle is not None and handle.names == names and handle.is_installed:
             return
+        is_reloaded = restore(function)
         try:
-            self._remove_handle()
+            self._remove_handle(is_reloaded)
         finally:
             if names:
                 self._install(function, names)
 
-    def _remove_handle(self) -> None:
+    def holds_foreign_code(self) -> bool:
+        """Tell whether a reload put code into the function that was rewritten for another."""
+        function, handle = self.function(), self._handle
+        if function is None or (handle is not None and handle.is_installed):
+            return False
+        return original_code(function) is not function.__code__
+
+    def _remove_handle(self, is_reloaded: bool) -> None:
         handle, self._handle = self._handle, None
-        if handle is not None:
+        if handle is None:
+            return
+        try:
             handle.remove()
+        except CodeReplacedError:
+            if not is_reloaded:
+                raise
 
     def _install(self, function: FunctionType, names: tuple[str, ...]) -> None:
-        restore(function)  # an autoreload may have put another function's rewritten code here
         code = original_code(function)
         places = [sites.get(function, name, code) for name in names]
         self._handle = instrument(function, *names, sink=_sink(places))
+
+
+def _name_of(function: FunctionType) -> tuple[str, str]:
+    return function.__module__ or "?", function.__qualname__
 
 
 def _sink(places: list[Site]) -> Any:
@@ -137,9 +159,15 @@ class Taps:
             body: The code that is defining it: of a module, a class or a function.
         """
         with self._lock:
-            function = check_locals(target, *names)
+            try:
+                function = check_locals(target, *names)
+            except UnsupportedPythonError:
+                if sites.is_active:
+                    raise
+                return  # a decorated model runs on any Python; activate() refuses
             if function not in self._taps:
-                self._replace_namesakes(function, body)
+                siblings = [code for code in body.co_consts if isinstance(code, CodeType)]
+                self._replace_namesakes(function, siblings)
             self._wish(function, _Wish(names, is_lasting=False))
 
     def patch(self, target: object, names: tuple[str, ...]) -> Patch:
@@ -158,14 +186,44 @@ class Taps:
                     self._update_stance()
 
     def activate(self) -> None:
+        facts()
         with self._lock:
             sites.is_active = True
             self._update_all()
 
     def deactivate(self) -> None:
         with self._lock:
+            self.adopt_reloaded()
             sites.is_active = False
             self._update_all()
+
+    def adopt_reloaded(self) -> None:
+        """Take over functions that a reload gave the code of a throwaway function of its own.
+
+        IPython's autoreload runs the decorated definition anew inside a class of its own, and
+        moves the code from there into the function that exists. What was captured meanwhile
+        goes with it.
+        """
+        with self._lock:
+            for tap in list(self._taps.values()):
+                function = tap.function()
+                if function is not None and tap.holds_foreign_code():
+                    self._adopt(tap, function)
+
+    def _adopt(self, tap: _Tap, function: FunctionType) -> None:
+        code = original_code(function)
+        sites.rename(function, code)
+        for donor in list(self._taps.values()):
+            other = donor.function()
+            if donor is tap or other is None or original_code(other) is not code:
+                continue
+            if not tap.wishes:
+                tap.wishes = [wish for wish in donor.wishes if not wish.is_lasting]
+            if _name_of(other) != _name_of(function):
+                donor.wishes.clear()
+                self._settle([donor])
+        self._replace_namesakes(function, siblings=())
+        self._settle([tap])
 
     def _wish(self, function: FunctionType, wish: _Wish) -> _Tap:
         tap = self._taps.get(function)
@@ -180,16 +238,17 @@ class Taps:
         self._update_stance()
         return tap
 
-    def _replace_namesakes(self, function: FunctionType, body: CodeType) -> None:
-        module, qualname = function.__module__ or "?", function.__qualname__
-        siblings = [code for code in body.co_consts if isinstance(code, CodeType)]
-        code = original_code(function)
-        staying = siblings if any(code is sibling for sibling in siblings) else []
+    def _replace_namesakes(self, function: FunctionType, siblings: Sequence[CodeType]) -> None:
+        """Let go of functions of this one's name, but for those that share its code or a body."""
+        name, code = _name_of(function), original_code(function)
+        staying = list(siblings) if any(code is sibling for sibling in siblings) else []
         for tap in list(self._taps.values()):
             other = tap.function()
-            if other is None or (tap.module, tap.qualname) != (module, qualname):
+            if other is None or _name_of(other) != name:
                 continue
             others = original_code(other)
+            if others is code:
+                continue
             if not any(others is sibling for sibling in staying):
                 tap.wishes = [wish for wish in tap.wishes if wish.is_lasting]
                 self._settle([tap])

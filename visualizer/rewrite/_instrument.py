@@ -93,8 +93,7 @@ class Instrumentation:
         self._kind = SinkKind.APPEND if isinstance(sink, list) else SinkKind.CALL
         self._installation: _Installation | None = None
         self._variables: tuple[Local, ...] = ()
-        self._finalizer = weakref.finalize(function, self._globals.pop, self._key, None)
-        self._finalizer.atexit = False
+        self._codes_in_use = 0
 
     @property
     def function(self) -> FunctionType | None:
@@ -113,7 +112,7 @@ class Instrumentation:
         return (
             function is not None
             and installation is not None
-            and function.__code__ is installation.current
+            and function.__code__ is installation.current()
         )
 
     def remove(self) -> None:
@@ -130,7 +129,7 @@ class Instrumentation:
             installation, self._installation = self._installation, None
             if installation is None:
                 return
-            self._finalizer()
+            self._globals.pop(self._key, None)
             function = self._function()
             if function is not None:
                 installation.remove(self, function)
@@ -141,6 +140,21 @@ class Instrumentation:
                 f"{type(self.error).__name__}: {self.error}. The function was not disturbed; "
                 "values from that call on may be missing."
             ) from self.error
+
+    def _use(self, code: CodeType) -> None:
+        """Keep the holder within reach for as long as code that has its key exists.
+
+        That may be longer than the function exists: tools that reload code give one function's
+        code object to another.
+        """
+        self._globals[self._key] = self._holder
+        self._codes_in_use += 1
+        weakref.finalize(code, self._code_is_gone).atexit = False
+
+    def _code_is_gone(self) -> None:
+        self._codes_in_use -= 1
+        if not self._codes_in_use:
+            self._globals.pop(self._key, None)
 
     def __enter__(self) -> Instrumentation:
         return self
@@ -165,21 +179,16 @@ class _Installation:
 
     def __init__(self, original: CodeType) -> None:
         self.original = original
-        self.current = original
+        self.current = weakref.ref(original)
         self._handles: list[Instrumentation] = []
 
     def add(self, handle: Instrumentation, function: FunctionType) -> None:
-        handle._globals[handle._key] = handle._holder
-        try:
-            self._install([*self._handles, handle], function)
-        except BaseException:
-            handle._finalizer()
-            raise
+        self._install([*self._handles, handle], function)
         handle._installation = self
 
     def remove(self, handle: Instrumentation, function: FunctionType) -> None:
         remaining = [other for other in self._handles if other is not handle]
-        if function.__code__ is not self.current:
+        if function.__code__ is not self.current():
             self._handles = remaining
             raise CodeReplacedError(
                 f"the code of {function.__qualname__}() was replaced by somebody else after it was "
@@ -191,8 +200,10 @@ class _Installation:
 
     def _install(self, handles: list[Instrumentation], function: FunctionType) -> None:
         code = _code_for(self.original, handles) if handles else self.original
+        for handle in handles:
+            handle._use(code)
         function.__code__ = code
-        self.current, self._handles = code, handles
+        self.current, self._handles = weakref.ref(code), handles
         if handles:
             _installations[function] = self
         else:
@@ -268,7 +279,7 @@ def instrument(target: object, *names: str, sink: Sink) -> Instrumentation:
         resolved = resolve(target)
         function = resolved.function
         installation = _installations.get(function)
-        if installation is None or installation.current is not function.__code__:
+        if installation is None or installation.current() is not function.__code__:
             installation = _Installation(function.__code__)
         variables = _find_locals(resolved, installation.original, names)
         handle = Instrumentation(function, names, sink)
@@ -303,7 +314,7 @@ def restore(function: FunctionType) -> bool:
     """
     with _lock:
         installation = _installations.get(function)
-        if installation is not None and installation.current is function.__code__:
+        if installation is not None and installation.current() is function.__code__:
             return False
         original = uninstrumented(function)
         if original is function.__code__:
