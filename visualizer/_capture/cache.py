@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from visualizer._capture.device_copies import copies
+from visualizer._capture.notices import notify
 from visualizer._capture.sites import Site, explain_empty, sites
 from visualizer._capture.taps import taps
-from visualizer.errors import AmbiguousKeyError, CaptureWarning, UnknownKeyError
+from visualizer.errors import AmbiguousKeyError, UnknownKeyError
 
 __all__ = ["Cache"]
 
@@ -125,7 +125,7 @@ class Cache(Mapping[str, list[Any]]):
     def _warn_once(self, site: Site, message: str) -> None:
         if not site.was_explained:
             site.was_explained = True
-            warnings.warn(message, CaptureWarning, stacklevel=4)
+            notify(message)
 
 
 def _lengthen_where_equal(keys: dict[Site, str], longer: Callable[[Site], str]) -> dict[Site, str]:

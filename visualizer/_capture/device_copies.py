@@ -65,9 +65,10 @@ class DeviceCopies:
         return staged, event
 
     def _finish_oldest(self) -> None:
-        copy = self._on_their_way.popleft()
+        copy = self._on_their_way[0]
         copy.event.synchronize()
         copy.array[...] = copy.staged.numpy()
+        self._on_their_way.popleft()  # last: who finds nothing on its way need not wait
         self._bytes -= copy.array.nbytes
 
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from visualizer.errors import CaptureWarning
+from visualizer._capture.notices import notify
 
 __all__ = ["EagerStance", "eager_stance"]
 
@@ -56,28 +55,24 @@ class EagerStance:
         torch = sys.modules["torch"]
         set_stance = getattr(torch.compiler, "set_stance", None)
         if set_stance is None:
-            warnings.warn(
+            notify(
                 f"torch {torch.__version__} can't run compiled models eagerly for a while "
-                "(2.6 and newer can); capture from the model that is not compiled.",
-                CaptureWarning,
-                stacklevel=6,
+                "(2.6 and newer can); capture from the model that is not compiled."
             )
             return
         self._stance = set_stance("force_eager")
         self.is_unexplained = True
-        self.explain(stacklevel=7)
+        self.explain()
 
-    def explain(self, stacklevel: int) -> None:
+    def explain(self) -> None:
         """Say once that compiled models run eagerly, if there are any."""
         if self._has_notified:
             self.is_unexplained = False
         elif _has_compiled(sys.modules[_COMPILER]):
             self.is_unexplained, self._has_notified = False, True
-            warnings.warn(
+            notify(
                 "compiled models run eagerly while get_local is active, since a compiled graph "
-                "captures nothing; get_local.deactivate() gives back the compiled ones.",
-                CaptureWarning,
-                stacklevel=stacklevel,
+                "captures nothing; get_local.deactivate() gives back the compiled ones."
             )
 
     def _give_back(self) -> None:

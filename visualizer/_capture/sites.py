@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 import threading
-import warnings
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import CodeType, FunctionType
-from typing import Any, SupportsIndex
+from typing import Any
 
 from visualizer._capture.device_copies import copies
 from visualizer._capture.eager_stance import eager_stance
+from visualizer._capture.notices import notify
 from visualizer._capture.snapshot import CannotRecordError, nbytes, snapshot
 from visualizer._capture.tensors import in_backward_pass, is_being_compiled, require_values
-from visualizer.errors import CaptureWarning
 from visualizer.rewrite import UNBOUND
 
 __all__ = ["CapturedList", "Site", "Sites", "sites"]
+
+
+def _waiting(name: str) -> Any:
+    """Return a list's method that first waits for copies from a GPU."""
+    method: Callable[..., Any] = getattr(list, name)
+
+    @functools.wraps(method)
+    def wait_and_read(self: CapturedList, *args: Any) -> Any:
+        copies.wait()
+        return method(self, *args)
+
+    return wait_and_read
 
 
 class CapturedList(list[Any]):
@@ -29,7 +41,9 @@ class CapturedList(list[Any]):
 
     __slots__ = ("_why_empty",)
 
-    def __init__(self, values: Iterable[Any] = (), why_empty: Any = None) -> None:
+    def __init__(
+        self, values: Iterable[Any] = (), why_empty: Callable[[], str] | None = None
+    ) -> None:
         super().__init__(values)
         self._why_empty = why_empty
 
@@ -42,32 +56,21 @@ class CapturedList(list[Any]):
                 raise
             raise IndexError(f"nothing was captured: {self._why_empty()}") from None
 
-    def __iter__(self) -> Iterator[Any]:
-        copies.wait()
-        return super().__iter__()
-
-    def __reversed__(self) -> Iterator[Any]:
-        copies.wait()
-        return super().__reversed__()
-
-    def __eq__(self, other: object) -> bool:
-        copies.wait()
-        return super().__eq__(other)
-
-    def __repr__(self) -> str:
-        copies.wait()
-        return super().__repr__()
-
-    def pop(self, index: SupportsIndex = -1) -> Any:
-        copies.wait()
-        return super().pop(index)
-
-    def copy(self) -> list[Any]:
-        copies.wait()
-        return super().copy()
-
     def __reduce__(self) -> tuple[Any, ...]:
         return list, (list(self),)
+
+    __add__ = _waiting("__add__")
+    __contains__ = _waiting("__contains__")
+    __eq__ = _waiting("__eq__")
+    __iter__ = _waiting("__iter__")
+    __mul__ = _waiting("__mul__")
+    __repr__ = _waiting("__repr__")
+    __reversed__ = _waiting("__reversed__")
+    __rmul__ = _waiting("__rmul__")
+    copy = _waiting("copy")
+    count = _waiting("count")
+    index = _waiting("index")
+    pop = _waiting("pop")
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -116,15 +119,6 @@ class Site:
         self.was_explained = False
         return before if before is not None else []
 
-    def no_value(self, reason: str) -> None:
-        if reason not in self.not_recorded:
-            warnings.warn(
-                f"{self.variable!r} of {self.qualname}() was not captured, because {reason}.",
-                CaptureWarning,
-                stacklevel=4,
-            )
-        self.not_recorded[reason] = self.not_recorded.get(reason, 0) + 1
-
 
 def explain_empty(site: Site | None) -> str:
     """Say why a site has no values, and what to do."""
@@ -165,16 +159,17 @@ class Sites:
         self._sites: list[Site] = []
         self._bytes = 0
         self._has_warned = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def __iter__(self) -> Iterator[Site]:
         """Yield the sites, the oldest first; without those that nobody can mean any more."""
-        self._sites = [
-            site
-            for site in self._sites
-            if site.functions or (site.values and not site.is_superseded)
-        ]
-        return iter(self._sites)
+        with self._lock:
+            self._sites = [
+                site
+                for site in self._sites
+                if site.functions or (site.values and not site.is_superseded)
+            ]
+            return iter(list(self._sites))
 
     def get(self, function: FunctionType, variable: str, code: CodeType) -> Site:
         """Return the site of a function's variable."""
@@ -215,10 +210,8 @@ class Sites:
         """Keep what one call handed over."""
         if is_being_compiled() or in_backward_pass():
             return
-        if eager_stance.is_unexplained:
-            eager_stance.explain(stacklevel=4)
-            eager_stance.is_unexplained = False  # one look is enough
-        entries = []
+        entries: list[tuple[Site, Any]] = []
+        refused: list[tuple[Site, str]] = []
         for site, value in taken:
             if value is UNBOUND:
                 site.calls_unbound += 1
@@ -227,13 +220,19 @@ class Sites:
                 require_values()
                 entries.append((site, snapshot(value)))
             except CannotRecordError as reason:
-                site.no_value(str(reason))
+                refused.append((site, str(reason)))
             except Exception as error:
                 site.error = site.error or error
         with self._lock:
             for site, entry in entries:
                 site.values.append(entry)
                 self._bytes += nbytes(entry)
+        # Last, since a warning may have been made an error.
+        if refused:
+            self._explain_refused(refused)
+        if eager_stance.is_unexplained:
+            eager_stance.is_unexplained = False  # one look is enough
+            eager_stance.explain()
         if self._bytes > self.warn_bytes and not self._has_warned:
             self._warn_of_size()
 
@@ -244,6 +243,15 @@ class Sites:
                 site.clear()
             self._bytes, self._has_warned = 0, False
 
+    def _explain_refused(self, refused: Sequence[tuple[Site, str]]) -> None:
+        for site, reason in refused:
+            is_new = reason not in site.not_recorded
+            site.not_recorded[reason] = site.not_recorded.get(reason, 0) + 1
+            if is_new:
+                notify(
+                    f"{site.variable!r} of {site.qualname}() was not captured, because {reason}."
+                )
+
     def _warn_of_size(self) -> None:
         sizes = {
             site: nbytes(list.copy(site.values)) for site in self
@@ -253,13 +261,11 @@ class Sites:
             return
         self._has_warned = True
         largest = max(sizes, key=lambda site: sizes[site])
-        warnings.warn(
+        notify(
             f"get_local.cache holds {_size(self._bytes)}, {_size(sizes[largest])} of it "
             f"{len(largest.values)} values of {largest.variable!r} from {largest.qualname}(), and "
             "it grows with every call. get_local.clear() frees it; get_local.deactivate() stops "
-            "capturing.",
-            CaptureWarning,
-            stacklevel=4,
+            "capturing."
         )
 
 

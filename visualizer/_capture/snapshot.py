@@ -68,18 +68,27 @@ def snapshot(value: Any) -> Any:
 
 
 def nbytes(entry: Any) -> int:
-    """Return the size of the arrays in an entry, in bytes."""
+    """Return the size of the arrays in an entry, in bytes; what is shared in it counts once."""
     size = getattr(entry, "nbytes", None)
     if isinstance(size, int):
         return size
-    if isinstance(entry, dict):
-        return sum(map(nbytes, entry.values()))
-    if isinstance(entry, (list, tuple)):
-        return sum(map(nbytes, entry))
-    if dataclasses.is_dataclass(entry) and not isinstance(entry, (type, Reference)):
-        fields = dataclasses.fields(entry)
-        return sum(nbytes(getattr(entry, field.name, None)) for field in fields)
-    return 0
+    total, seen, waiting = 0, set(), [entry]
+    while waiting:
+        part = waiting.pop()
+        if id(part) in seen or isinstance(part, (*_IMMUTABLE, Reference)):
+            continue
+        seen.add(id(part))
+        size = getattr(part, "nbytes", None)
+        if isinstance(size, int):
+            total += size
+        elif isinstance(part, dict):
+            waiting.extend(part.values())
+        elif isinstance(part, (list, tuple)):
+            waiting.extend(part)
+        elif dataclasses.is_dataclass(part):
+            fields = dataclasses.fields(part)
+            waiting.extend(getattr(part, field.name, None) for field in fields)
+    return total
 
 
 class _Busy(threading.local):
@@ -127,6 +136,19 @@ class _Copier:
         except Exception:  # a constructor of somebody's own
             return items
 
+    def of_array(self, value: Any) -> Any:
+        numpy = sys.modules["numpy"]
+        if isinstance(value, numpy.generic) and not isinstance(value, numpy.void):
+            return value  # a number
+        if isinstance(value, numpy.ma.MaskedArray):
+            return value.copy()
+        # asarray first: an __array__ may give away the object's own memory.
+        made = self._remember(value, numpy.asarray(value).copy())
+        if made.dtype == object:
+            for index, item in numpy.ndenumerate(made):
+                made[index] = self.copy(item)
+        return made
+
     def of_dict(self, value: dict[Any, Any]) -> Any:
         if type(value) is dict:
             made = self._remember(value, {})
@@ -162,18 +184,9 @@ def _has_array(value: Any) -> bool:
     return hasattr(type(value), "__array__") and "numpy" in sys.modules
 
 
-def _to_array(value: Any) -> Any:
-    numpy = sys.modules["numpy"]
-    if isinstance(value, numpy.generic) and not isinstance(value, numpy.void):
-        return value  # a number
-    if isinstance(value, numpy.ma.MaskedArray):
-        return value.copy()
-    return numpy.array(value)
-
-
 _MAKERS: tuple[tuple[Callable[[Any], bool], Callable[[_Copier, Any], Any]], ...] = (
     (_is_tensor, lambda copier, value: tensor_to_array(value)),
-    (_has_array, lambda copier, value: _to_array(value)),
+    (_has_array, _Copier.of_array),
     (lambda value: isinstance(value, list), _Copier.of_list),
     (lambda value: isinstance(value, tuple), _Copier.of_tuple),
     (lambda value: isinstance(value, dict), _Copier.of_dict),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,10 +10,10 @@ from types import CodeType, FunctionType, TracebackType
 from typing import Any
 
 from visualizer._capture.eager_stance import eager_stance
+from visualizer._capture.notices import notify
 from visualizer._capture.sites import Site, sites
 from visualizer._compat import facts
 from visualizer.errors import (
-    CaptureWarning,
     CodeReplacedError,
     SinkError,
     UnknownLocalError,
@@ -90,6 +89,7 @@ class _Tap:
                 raise
 
     def _install(self, function: FunctionType, names: tuple[str, ...]) -> None:
+        check_locals(function, *names)  # before there is a key for them
         code = original_code(function)
         places = [sites.get(function, name, code) for name in names]
         self._handle = instrument(function, *names, sink=_sink(places))
@@ -108,7 +108,10 @@ def _sink(places: list[Site]) -> Any:
 
 
 class Patch:
-    """A handle on what `get_local.patch` does: `remove()` ends it, and so does leaving a block."""
+    """A handle on what `get_local.patch` does: `remove()` ends it, and so does leaving a block.
+
+    The end of a block warns where `remove()` raises `CodeReplacedError`.
+    """
 
     def __init__(self, owner: Taps, tap: _Tap, wish: _Wish) -> None:
         self._owner = owner
@@ -133,7 +136,14 @@ class Patch:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.remove()
+        try:
+            self.remove()
+        except CodeReplacedError as replaced:
+            notify(str(replaced))
+        except SinkError as failed:
+            if error is None:
+                raise
+            notify(str(failed))
 
     def __repr__(self) -> str:
         state = "in place" if self._wish in self._tap.wishes else "removed"
@@ -271,7 +281,7 @@ class Taps:
             except SinkError as error:
                 failed = failed or error
             except (CodeReplacedError, UnknownLocalError) as error:
-                warnings.warn(str(error), CaptureWarning, stacklevel=5)
+                notify(str(error))
             function = tap.function()
             if function is not None and not tap.wanted(sites.is_active):
                 restore(function)

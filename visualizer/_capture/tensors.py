@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -76,7 +77,7 @@ def fast_tensor_to_array(value: Any) -> Any:
     torch = sys.modules.get("torch")
     if torch is None or type(value) is not getattr(torch, "Tensor", None):
         return None
-    if not value.is_cpu or value.dtype not in _array_types(torch):
+    if not value.is_cpu or value.dtype not in _array_types(torch) or _has_modes(torch):
         return None
     try:
         return value.numpy(force=True).copy()
@@ -94,10 +95,21 @@ def tensor_to_array(tensor: Any) -> Any:
     """
     torch = sys.modules["torch"]
     unwrapped = _unwrap(torch, tensor)
-    if unwrapped is tensor:
-        return _plain_to_array(torch, tensor)
-    with _outside_transforms():
+    with ExitStack() as outside:
+        # What is done here is not the program's: nobody who watches that should see it.
+        outside.enter_context(torch._C.DisableTorchFunction())
+        if torch._C._len_torch_dispatch_stack():
+            modes = importlib.import_module("torch.utils._python_dispatch")
+            outside.enter_context(modes._disable_current_modes())
+        if unwrapped is not tensor:
+            transforms = importlib.import_module("torch._functorch.pyfunctorch")
+            outside.enter_context(transforms.temporarily_clear_interpreter_stack())
         return _plain_to_array(torch, unwrapped)
+
+
+def _has_modes(torch: ModuleType) -> bool:
+    """Tell whether somebody watches or changes what tensors do (a counter, a default device)."""
+    return bool(torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack())
 
 
 def _plain_to_array(torch: ModuleType, tensor: Any) -> Any:
@@ -141,12 +153,6 @@ def _unwrap(torch: ModuleType, tensor: Any) -> Any:
     if tensor.is_meta:
         raise CannotRecordError("its tensors are on the meta device, where they have no values")
     return tensor
-
-
-def _outside_transforms() -> AbstractContextManager[object]:
-    """Run operations on plain tensors although a functional transform is running."""
-    transforms = sys.modules.get("torch._functorch.pyfunctorch")
-    return transforms.temporarily_clear_interpreter_stack() if transforms else nullcontext()
 
 
 def _dense(torch: ModuleType, tensor: Any) -> Any:

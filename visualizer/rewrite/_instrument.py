@@ -165,7 +165,12 @@ class Instrumentation:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.remove()
+        try:
+            self.remove()
+        except (CodeReplacedError, SinkError) as problem:
+            if error is None:
+                raise
+            error.add_note(f"Besides: {problem}")
 
     def __repr__(self) -> str:
         function = self._function()
