@@ -53,6 +53,17 @@ class Cache(Mapping[str, list[Any]]):
         lines = [f"  {key!r}: {_describe(site)}" for key, site in shown.items()]
         return "\n".join(["<get_local.cache", *lines, ">"])
 
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return a key's values; the default where nothing fits the key.
+
+        Raises:
+            AmbiguousKeyError: More than one captured variable fits the key.
+        """
+        try:
+            return self[key]
+        except UnknownKeyError:
+            return default
+
     def pop(self, key: str, default: Any = _ABSENT) -> Any:
         """Return a key's values and begin a new list for it. The key itself stays."""
         try:

@@ -100,14 +100,18 @@ class _ImportHook(MetaPathFinder):
     def __init__(self, name: str, callback: Callable[[], None]) -> None:
         self._name = name
         self._callback = callback
+        self._is_searching = False
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name != self._name:
+        if name != self._name or self._is_searching:
             return None
-        sys.meta_path.remove(self)  # it has done its part, and must not find itself
-        spec = importlib.util.find_spec(name)
+        self._is_searching = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self._is_searching = False
         if spec is not None and spec.loader is not None:
             spec.loader = _LoaderThen(spec.loader, self._callback)
         return spec

@@ -56,6 +56,7 @@ class get_local(metaclass=_GetLocalType):  # noqa: N801 - the name that its user
 
     Args:
         *names: Locals of the function: arguments, variables, cell and free variables.
+        varname: One more, for code that names it by this keyword.
     Raises:
         UnknownLocalError: At decoration: the function never has a local of that name.
         NotInstrumentableError: At decoration: a class, a builtin or the like was decorated.
@@ -74,9 +75,9 @@ class get_local(metaclass=_GetLocalType):  # noqa: N801 - the name that its user
         >>> get_local.clear()
     """
 
-    def __init__(self, *names: str) -> None:
-        _require_names(names)
-        self.names = names
+    def __init__(self, *names: str, varname: str | None = None) -> None:
+        self.names = names if varname is None else (*names, varname)
+        _require_names(self.names)
 
     def __call__(self, target: F) -> F:
         taps.decorate(target, self.names, body=sys._getframe(1).f_code)

@@ -19,6 +19,8 @@ from visualizer.rewrite import UNBOUND
 
 __all__ = ["CapturedList", "Site", "Sites", "sites"]
 
+_BACKWARD = "autograd ran it in a backward pass, as it does to recompute a checkpoint"
+
 
 def _waiting(name: str) -> Any:
     """Return a list's method that first waits for copies from a GPU."""
@@ -208,8 +210,30 @@ class Sites:
 
     def record(self, taken: Iterable[tuple[Site, Any]]) -> None:
         """Keep what one call handed over."""
-        if is_being_compiled() or in_backward_pass():
+        if is_being_compiled():
             return
+        if in_backward_pass():
+            for site, _ in taken:
+                site.not_recorded.setdefault(_BACKWARD, 0)
+            return
+        entries, refused = self._copy(taken)
+        with self._lock:
+            for site, entry in entries:
+                site.values.append(entry)
+                self._bytes += nbytes(entry)
+        # Last, since a warning may have been made an error.
+        if refused:
+            self._explain_refused(refused)
+        if eager_stance.is_unexplained:
+            eager_stance.is_unexplained = False  # one look is enough
+            eager_stance.explain()
+        if self._bytes > self.warn_bytes and not self._has_warned:
+            self._warn_of_size()
+
+    def _copy(
+        self, taken: Iterable[tuple[Site, Any]]
+    ) -> tuple[list[tuple[Site, Any]], list[tuple[Site, str]]]:
+        """Return `(site, entry)` for what can be recorded, `(site, reason)` for what can't."""
         entries: list[tuple[Site, Any]] = []
         refused: list[tuple[Site, str]] = []
         for site, value in taken:
@@ -223,18 +247,7 @@ class Sites:
                 refused.append((site, str(reason)))
             except Exception as error:
                 site.error = site.error or error
-        with self._lock:
-            for site, entry in entries:
-                site.values.append(entry)
-                self._bytes += nbytes(entry)
-        # Last, since a warning may have been made an error.
-        if refused:
-            self._explain_refused(refused)
-        if eager_stance.is_unexplained:
-            eager_stance.is_unexplained = False  # one look is enough
-            eager_stance.explain()
-        if self._bytes > self.warn_bytes and not self._has_warned:
-            self._warn_of_size()
+        return entries, refused
 
     def clear(self) -> None:
         """Begin a new list everywhere."""

@@ -155,6 +155,7 @@ class Taps:
 
     def __init__(self) -> None:
         self._taps: weakref.WeakKeyDictionary[FunctionType, _Tap] = weakref.WeakKeyDictionary()
+        self._newest: dict[tuple[str, str], weakref.ref[CodeType]] = {}  # by function's name
         self._lock = threading.RLock()
 
     def decorate(self, target: object, names: tuple[str, ...], body: CodeType) -> None:
@@ -251,6 +252,10 @@ class Taps:
     def _replace_namesakes(self, function: FunctionType, siblings: Sequence[CodeType]) -> None:
         """Let go of functions of this one's name, but for those that share its code or a body."""
         name, code = _name_of(function), original_code(function)
+        newest = self._newest.get(name)
+        if newest is not None and newest() is code:
+            return  # one more closure of a factory
+        self._newest[name] = weakref.ref(code)
         staying = list(siblings) if any(code is sibling for sibling in siblings) else []
         for tap in list(self._taps.values()):
             other = tap.function()
@@ -289,8 +294,9 @@ class Taps:
             raise failed
 
     def _update_stance(self) -> None:
-        has_patches = any(tap.wanted(is_active=False) for tap in self._taps.values())
-        eager_stance.keep(sites.is_active or has_patches)
+        eager_stance.keep(
+            sites.is_active or any(tap.wanted(is_active=False) for tap in self._taps.values())
+        )
 
 
 taps = Taps()

@@ -246,36 +246,74 @@ class _Writer:
         self.mark(done)
 
     def _where_absent(self, delivery: Delivery, absent: _Label, leave: Callable[[], None]) -> None:
-        """Handle a holder that is gone, and an unbound name that nobody wants to hear about.
-
-        What a missing holder raises is learned by asking for it once more: builtins may be
-        shadowed or absent here, so NameError can't be loaded by name.
-        """
-        still_absent, compare, other = _Label(), _Label(), _Label()
+        """Handle a holder that is gone, and an unbound name that nobody wants to hear about."""
+        still_absent, other = _Label(), _Label()
         self.mark(absent)  # exception
         with self.guarded(still_absent, 1):
             self._load_global(delivery.key)
             self._attribute("LOAD_ATTR", "unbound_error")  # exception class
-        self.jump("JUMP_FORWARD", compare)
-        self.mark(still_absent)  # exception second
-        self._attribute("LOAD_ATTR", "__class__")  # exception class
-        self.mark(compare)
         self.op("CHECK_EXC_MATCH")  # exception bool
         self.jump(self._facts.jump_if_false, other)
         self.op("POP_TOP")
         leave()
         self.mark(other)
         self.op("RERAISE", 0)
+        self._where_still_absent(delivery, still_absent, leave)
+
+    def _where_still_absent(
+        self, delivery: Delivery, still_absent: _Label, leave: Callable[[], None]
+    ) -> None:
+        """Find out whether the first exception was a missing holder's.
+
+        Builtins may be shadowed or absent here, so NameError can't be loaded by name. But the
+        second exception is one: if the first is of its class, it is no news. If not, one of the
+        two is a tracer's, and whether the holder is there tells which.
+        """
+        differ, gone = _Label(), _Label()
+        self.mark(still_absent)  # first second
+        self.op("COPY", 2)
+        self.op("COPY", 2)
+        self._attribute("LOAD_ATTR", "__class__")  # first second first class
+        self.op("CHECK_EXC_MATCH")
+        self.jump(self._facts.jump_if_false, differ)  # first second first
+        for _ in range(3):
+            self.op("POP_TOP")
+        leave()
+        self.mark(differ)
+        self.op("POP_TOP")
+        with self.guarded(gone, 2):
+            self._load_global(delivery.key)
+            self._attribute("LOAD_ATTR", "unbound_error")
+        self.op("POP_TOP")
+        self.op("RERAISE", 0)  # the second
+        self.mark(gone)  # first second third
+        self.op("POP_TOP")
+        self.op("POP_TOP")
+        self.op("RERAISE", 0)  # the first
 
     def _where_sink_raised(self, raised: _Label, leave: Callable[[], None]) -> None:
-        other = _Label()
+        """Keep the first error in the holder.
+
+        Without a call: where the sink ran into the recursion limit, another would, too.
+        """
+        other, later = _Label(), _Label()
         self.mark(raised)  # holder exception
         self.op("COPY", 2)
         self._attribute("LOAD_ATTR", "sink_error")
         self.op("CHECK_EXC_MATCH")  # holder exception bool
         self.jump(self._facts.jump_if_false, other)
+        self.op("COPY", 2)
+        self._attribute("LOAD_ATTR", "error")
+        self.op("COPY", 3)
+        self._attribute("LOAD_ATTR", "no_error")  # holder exception error no_error
+        self.op("IS_OP", 0)
+        self.jump(self._facts.jump_if_false, later)  # holder exception
         self.op("SWAP", 2)  # exception holder
         self._attribute("STORE_ATTR", "error")
+        leave()
+        self.mark(later)
+        self.op("POP_TOP")
+        self.op("POP_TOP")
         leave()
         self.mark(other)
         self.op("RERAISE", 0)

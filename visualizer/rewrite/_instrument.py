@@ -49,27 +49,19 @@ class _Holder:
     no captured values along, and delivers nothing there.
     """
 
-    __slots__ = ("_error", "deliver", "values")
+    __slots__ = ("deliver", "error", "values")
 
     UNBOUND: ClassVar = UNBOUND
     unbound_error: ClassVar = NameError
     sink_error: ClassVar = Exception
+    no_error: ClassVar = None
 
     def __init__(self, sink: Sink) -> None:
-        self._error: Exception | None = None
+        self.error: Exception | None = None
         if isinstance(sink, list):
             self.values = sink
         else:
             self.deliver = sink
-
-    @property
-    def error(self) -> Exception | None:
-        return self._error
-
-    @error.setter
-    def error(self, error: Exception) -> None:
-        if self._error is None:
-            self._error = error
 
     def __reduce__(self) -> tuple[type[tuple[Any, ...]], tuple[()]]:
         return tuple, ()
@@ -89,7 +81,7 @@ class Instrumentation:
         self._function = weakref.ref(function)
         self._globals = function.__globals__
         self._holder = _Holder(sink)
-        self._key = f"__visualizer_sink_{next(_key_numbers)}__"
+        self._key = _free_keys.pop() if _free_keys else f"_visualizer_sink_{next(_key_numbers)}"
         self._kind = SinkKind.APPEND if isinstance(sink, list) else SinkKind.CALL
         self._installation: _Installation | None = None
         self._variables: tuple[Local, ...] = ()
@@ -129,7 +121,7 @@ class Instrumentation:
             installation, self._installation = self._installation, None
             if installation is None:
                 return
-            self._globals.pop(self._key, None)
+            self._withdraw()
             function = self._function()
             if function is not None:
                 installation.remove(self, function)
@@ -154,7 +146,14 @@ class Instrumentation:
     def _code_is_gone(self) -> None:
         self._codes_in_use -= 1
         if not self._codes_in_use:
-            self._globals.pop(self._key, None)
+            self._withdraw()
+            # Names of code are interned, on some versions for good: so they are used again, once
+            # no code is left that could find the next sink under this one's name.
+            _free_keys.append(self._key)
+
+    def _withdraw(self) -> None:
+        if self._globals.get(self._key) is self._holder:
+            del self._globals[self._key]
 
     def __enter__(self) -> Instrumentation:
         return self
@@ -195,6 +194,8 @@ class _Installation:
         remaining = [other for other in self._handles if other is not handle]
         if function.__code__ is not self.current():
             self._handles = remaining
+            if not remaining and _installations.get(function) is self:
+                del _installations[function]
             raise CodeReplacedError(
                 f"the code of {function.__qualname__}() was replaced by somebody else after it was "
                 f"instrumented (now {function.__code__.co_filename}:"
@@ -233,6 +234,7 @@ class _IdentityCache:
 # The engine's process-wide state, all of it.
 _lock = threading.RLock()
 _key_numbers = itertools.count()
+_free_keys: list[str] = []
 _installations: weakref.WeakKeyDictionary[FunctionType, _Installation] = weakref.WeakKeyDictionary()
 _templates = _IdentityCache()  # code object → {what is delivered: rewritten code}
 _originals = _IdentityCache()  # rewritten code → the code it was made from
@@ -365,7 +367,7 @@ def _code_for(original: CodeType, handles: Sequence[Instrumentation]) -> CodeTyp
         templates = {}
         _templates.set(original, templates)
     template = templates.get(wanted)
-    placeholders = [f"__visualizer_sink_of_{position}__" for position in range(len(handles))]
+    placeholders = [f"_visualizer_sink_of_{position}" for position in range(len(handles))]
     if template is None:
         deliveries = [
             Delivery(kind, key, variables)

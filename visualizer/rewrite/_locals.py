@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import dis
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import CodeType
@@ -14,6 +15,7 @@ from visualizer.rewrite._decode import decode
 
 __all__ = ["Local", "find_local", "local_names"]
 
+_CLEARS = dis.opmap.get("LOAD_FAST_AND_CLEAR")  # None where no comprehension is inlined
 _COMPREHENSIONS = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>"})
 
 
@@ -71,7 +73,7 @@ def _find(code: CodeType, name: str, facts: VersionFacts) -> Local | None:
 def _is_borrowed(code: CodeType, index: int, facts: VersionFacts) -> bool:
     """Tell whether a fast local is only ever the variable of an inlined comprehension."""
     arguments = code.co_argcount + code.co_kwonlyargcount
-    if index < arguments:
+    if index < arguments or _CLEARS is None or _CLEARS not in code.co_code[::2]:
         return False
     decoded = decode(code, facts)
     clears = any(

@@ -1,0 +1,1 @@
+"""Tests of `get_local`: what is captured, kept, shown and said."""
