@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from visualizer._capture import device_copies, sites
+from visualizer._capture import captured_list, device_copies
 from visualizer._capture.device_copies import DeviceCopies
 
 np: Any = pytest.importorskip("numpy", reason="numpy is not installed")
@@ -189,9 +189,9 @@ READS = {
 @pytest.mark.parametrize("read", READS.values(), ids=READS)
 def test_every_way_of_reading_a_list_waits(read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     copies = Played()
-    for module in (device_copies, sites):
+    for module in (device_copies, captured_list):
         monkeypatch.setattr(module, "copies", copies)
-    values = sites.CapturedList()
+    values = captured_list.CapturedList()
     values.append(copies.fetch(None, np.array(7)))
     assert copies.waited() == [0]
     len(values)

@@ -10,7 +10,7 @@ import pytest
 from tests.corpus import cpython, third_party
 from tests.corpus.instrument_everything import KEY, Rewriter, drop
 from tests.corpus.processes import NOT_HERE
-from visualizer.rewrite._instrument import _Holder
+from visualizer.rewrite._sink import Holder
 
 needs_cpython_tests = pytest.mark.skipif(
     not cpython.has_test_package(), reason="this Python came without its own tests"
@@ -132,7 +132,7 @@ def test_every_function_is_rewritten_nested_ones_too(tmp_path):
     first, second = Rewriter(tmp_path), Rewriter(tmp_path)
     seen: list[tuple[object, ...]] = []
     for rewriter in (first, second):  # the second finds what the first left in the folder
-        namespace = {KEY: _Holder(lambda *values: seen.append(values))}
+        namespace = {KEY: Holder(lambda *values: seen.append(values))}
         exec(rewriter.rewrite(code), namespace)
         assert namespace["outer"](1)([2, 3]) == [3, 4]
     functions = 2 if sys.version_info >= (3, 12) else 3  # 3.12 inlines the comprehension

@@ -2,77 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import CodeType, FunctionType
 from typing import Any
 
-from visualizer._capture.device_copies import copies
+from visualizer._capture.captured_list import CapturedList
 from visualizer._capture.eager_stance import eager_stance
 from visualizer._capture.notices import notify
 from visualizer._capture.snapshot import CannotRecordError, nbytes, snapshot
-from visualizer._capture.tensors import in_backward_pass, is_being_compiled, require_values
+from visualizer._capture.tensors import Obstacle, find_obstacle
 from visualizer.rewrite import UNBOUND
 
-__all__ = ["CapturedList", "Site", "Sites", "sites"]
-
-_BACKWARD = "autograd ran it in a backward pass, as it does to recompute a checkpoint"
-
-
-def _waiting(name: str) -> Any:
-    """Return a list's method that first waits for copies from a GPU."""
-    method: Callable[..., Any] = getattr(list, name)
-
-    @functools.wraps(method)
-    def wait_and_read(self: CapturedList, *args: Any) -> Any:
-        copies.wait()
-        return method(self, *args)
-
-    return wait_and_read
-
-
-class CapturedList(list[Any]):
-    """The captured values of one variable, in call order. An ordinary list but for two things.
-
-    Reading it waits for copies that are still on their way from a GPU, and an index into an
-    empty one says why it is empty.
-    """
-
-    __slots__ = ("_why_empty",)
-
-    def __init__(
-        self, values: Iterable[Any] = (), why_empty: Callable[[], str] | None = None
-    ) -> None:
-        super().__init__(values)
-        self._why_empty = why_empty
-
-    def __getitem__(self, index: Any) -> Any:
-        copies.wait()
-        try:
-            return super().__getitem__(index)
-        except IndexError:
-            if self or self._why_empty is None:
-                raise
-            raise IndexError(f"nothing was captured: {self._why_empty()}") from None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return list, (list(self),)
-
-    __add__ = _waiting("__add__")
-    __contains__ = _waiting("__contains__")
-    __eq__ = _waiting("__eq__")
-    __iter__ = _waiting("__iter__")
-    __mul__ = _waiting("__mul__")
-    __repr__ = _waiting("__repr__")
-    __reversed__ = _waiting("__reversed__")
-    __rmul__ = _waiting("__rmul__")
-    copy = _waiting("copy")
-    count = _waiting("count")
-    index = _waiting("index")
-    pop = _waiting("pop")
+__all__ = ["Site", "Sites", "sites"]
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -210,17 +154,16 @@ class Sites:
 
     def record(self, taken: Iterable[tuple[Site, Any]]) -> None:
         """Keep what one call handed over."""
-        if is_being_compiled():
-            return
-        if in_backward_pass():
-            for site, _ in taken:
-                site.not_recorded.setdefault(_BACKWARD, 0)
+        obstacle = find_obstacle()
+        if obstacle is not None:
+            self._pass_over(taken, obstacle)
             return
         entries, refused = self._copy(taken)
+        sizes = [nbytes(entry) for _, entry in entries]
         with self._lock:
-            for site, entry in entries:
+            for (site, entry), size in zip(entries, sizes, strict=True):
                 site.values.append(entry)
-                self._bytes += nbytes(entry)
+                self._bytes += size
         # Last, since a warning may have been made an error.
         if refused:
             self._explain_refused(refused)
@@ -241,7 +184,6 @@ class Sites:
                 site.calls_unbound += 1
                 continue
             try:
-                require_values()
                 entries.append((site, snapshot(value)))
             except CannotRecordError as reason:
                 refused.append((site, str(reason)))
@@ -255,6 +197,13 @@ class Sites:
             for site in self._sites:
                 site.clear()
             self._bytes, self._has_warned = 0, False
+
+    def _pass_over(self, taken: Iterable[tuple[Site, Any]], obstacle: Obstacle) -> None:
+        if obstacle is Obstacle.TRACE:
+            self._explain_refused([(site, obstacle.value) for site, _ in taken])
+        elif obstacle is Obstacle.BACKWARD:
+            for site, _ in taken:  # as it should be, so no warning
+                site.not_recorded.setdefault(obstacle.value, 0)
 
     def _explain_refused(self, refused: Sequence[tuple[Site, str]]) -> None:
         for site, reason in refused:

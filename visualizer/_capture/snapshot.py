@@ -37,6 +37,7 @@ class Reference:
     value: Any
 
 
+_PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None)})
 _IMMUTABLE = (numbers.Number, str, bytes, type(None), Enum, type, type(...), range)
 
 
@@ -53,6 +54,8 @@ def snapshot(value: Any) -> Any:
         CannotRecordError: A tensor that has no value at this time, as under `torch.vmap` or
             while it is traced.
     """
+    if type(value) in _PLAIN:
+        return value
     array = fast_tensor_to_array(value)
     if array is not None:
         return array
@@ -69,6 +72,8 @@ def snapshot(value: Any) -> Any:
 
 def nbytes(entry: Any) -> int:
     """Return the size of the arrays in an entry, in bytes; what is shared in it counts once."""
+    if type(entry) in _PLAIN:
+        return 0
     size = getattr(entry, "nbytes", None)
     if isinstance(size, int):
         return size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from contextlib import ExitStack
+from enum import Enum
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -13,11 +14,10 @@ from visualizer._capture.device_copies import copies
 
 __all__ = [
     "CannotRecordError",
+    "Obstacle",
     "fast_tensor_to_array",
-    "in_backward_pass",
-    "is_being_compiled",
+    "find_obstacle",
     "refuse_proxy",
-    "require_values",
     "tensor_to_array",
 ]
 
@@ -32,44 +32,30 @@ class CannotRecordError(Exception):
     """A value can't be recorded here. The message completes "…, because …"."""
 
 
-def is_being_compiled() -> bool:
-    """Tell whether torch's compiler is reading this call instead of running it."""
-    torch = sys.modules.get("torch")
-    try:
-        return torch is not None and bool(torch.compiler.is_dynamo_compiling())
-    except AttributeError:  # torch is being imported just now
-        return False
+class Obstacle(Enum):
+    """Why a call can't be recorded at all."""
+
+    COMPILER = "torch's compiler was reading it"
+    BACKWARD = "autograd ran it in a backward pass, as it does to recompute a checkpoint"
+    TRACE = (
+        "torch.jit.trace was recording it, and copies would become part of the trace; call the "
+        "Python model itself"
+    )
 
 
-def in_backward_pass() -> bool:
-    """Tell whether this call is made by autograd, as the recomputation of a checkpoint is."""
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return False
-    try:
-        return bool(torch._C._current_graph_task_id() != -1)
-    except AttributeError:  # torch is being imported just now
-        return False
-
-
-def require_values() -> None:
-    """Raise where tensors are real but what is done with them is being written down.
-
-    Raises:
-        CannotRecordError: `torch.jit.trace` is running.
-    """
+def find_obstacle() -> Obstacle | None:
+    """Say why this call can't be recorded; None for an ordinary one."""
     torch = sys.modules.get("torch")
     if torch is None:
-        return
+        return None
     try:
-        is_tracing = torch._C._get_tracing_state() is not None
-    except AttributeError:
-        return
-    if is_tracing:
-        raise CannotRecordError(
-            "torch.jit.trace was recording it, and copies would become part of the trace; "
-            "call the Python model itself"
-        )
+        if torch.compiler.is_dynamo_compiling():
+            return Obstacle.COMPILER
+        if torch._C._current_graph_task_id() != -1:
+            return Obstacle.BACKWARD
+        return Obstacle.TRACE if torch._C._get_tracing_state() is not None else None
+    except AttributeError:  # torch is being imported just now
+        return None
 
 
 def fast_tensor_to_array(value: Any) -> Any:

@@ -7,15 +7,14 @@ the standard library and `bytecode` only.
 from __future__ import annotations
 
 from visualizer.rewrite._instrument import (
-    UNBOUND,
     Instrumentation,
-    Sink,
     check_locals,
     instrument,
     restore,
     uninstrumented,
 )
 from visualizer.rewrite._returning import returning_locals
+from visualizer.rewrite._sink import UNBOUND, Sink
 
 __all__ = [
     "UNBOUND",

@@ -5,66 +5,25 @@ from __future__ import annotations
 import itertools
 import threading
 import weakref
-from collections.abc import Callable, Sequence
-from enum import Enum
+from collections.abc import Sequence
 from types import CodeType, FunctionType, TracebackType
-from typing import Any, ClassVar, Final
+from typing import Any
 
 from visualizer._compat import facts
 from visualizer.errors import CodeReplacedError, SinkError, UnknownLocalError
 from visualizer.rewrite._handover import Delivery, SinkKind
 from visualizer.rewrite._locals import Local, find_local
 from visualizer.rewrite._rewrite import rewrite_code
+from visualizer.rewrite._sink import Holder, Sink
 from visualizer.rewrite._target import Target, resolve
 
 __all__ = [
-    "UNBOUND",
     "Instrumentation",
-    "Sink",
     "check_locals",
     "instrument",
     "restore",
     "uninstrumented",
 ]
-
-
-class _Unbound(Enum):
-    UNBOUND = "unbound"
-
-    def __repr__(self) -> str:
-        return "UNBOUND"
-
-
-UNBOUND: Final = _Unbound.UNBOUND
-"""What stands for a local that is bound to nothing when its function returns."""
-
-Sink = list[Any] | Callable[..., object]
-"""Where values go: a list that they are appended to, or a function that is called with them."""
-
-
-class _Holder:
-    """What rewritten code finds under its private key: the sink, and how to treat its errors.
-
-    It pickles and copies as an empty tuple: a function that travels to another process takes
-    no captured values along, and delivers nothing there.
-    """
-
-    __slots__ = ("deliver", "error", "values")
-
-    UNBOUND: ClassVar = UNBOUND
-    unbound_error: ClassVar = NameError
-    sink_error: ClassVar = Exception
-    no_error: ClassVar = None
-
-    def __init__(self, sink: Sink) -> None:
-        self.error: Exception | None = None
-        if isinstance(sink, list):
-            self.values = sink
-        else:
-            self.deliver = sink
-
-    def __reduce__(self) -> tuple[type[tuple[Any, ...]], tuple[()]]:
-        return tuple, ()
 
 
 class Instrumentation:
@@ -80,7 +39,7 @@ class Instrumentation:
         self.names = names
         self._function = weakref.ref(function)
         self._globals = function.__globals__
-        self._holder = _Holder(sink)
+        self._holder = Holder(sink)
         self._key = _free_keys.pop() if _free_keys else f"_visualizer_sink_{next(_key_numbers)}"
         self._kind = SinkKind.APPEND if isinstance(sink, list) else SinkKind.CALL
         self._installation: _Installation | None = None

@@ -1,0 +1,1 @@
+"""What visualizer costs, measured: `python -m benchmarks --help`."""

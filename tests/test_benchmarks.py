@@ -1,0 +1,124 @@
+"""The benchmarks run, and say everything that they are to say. No figure is judged here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks._report import Row, render_table
+from benchmarks._timing import Contender, own_code, time_contenders
+
+ROOT = Path(__file__).parents[1]
+
+ROWS = {
+    "bare function",
+    "bare function, branch taken",
+    "bare function, branch not taken",
+    "append by hand",
+    "list sink, local always bound",
+    "list sink, two names",
+    "list sink, local of a branch, bound",
+    "list sink, local of a branch, unbound",
+    "callback sink, list.append",
+    "callback sink, Python function",
+    "get_local, small int",
+    "wrapper design (result and local in a tuple)",
+    "sys.settrace",
+    "sys.monitoring",
+    "get_local inactive, never active",
+    "get_local inactive, was active before",
+    "list sink / wrapper design",
+    "bare function of a tensor",
+    "detach().clone(), nothing else",
+    "get_local, 4x4 tensor",
+    "wrapper design, 4x4 tensor",
+    "bare module",
+    "register_forward_hook",
+    "get_local / detach().clone(), 4x4 tensor",
+    "ViT-S, plain",
+    "ViT-S, plain, CPU time",
+    "ViT-S, by hand",
+    "ViT-S, by hand, CPU time",
+    "ViT-S, get_local",
+    "ViT-S, get_local, CPU time",
+    "ViT-S, get_local / by hand",
+    "ViT-S, get_local / by hand, run by run",
+    "ViT-S, get_local / by hand, CPU time",
+    "ViT-S, get_local / plain",
+}
+TARGETS = {
+    "list sink, local always bound": 10,
+    "list sink, local of a branch, bound": 10,
+    "list sink / wrapper design": 0.1,
+    "get_local / detach().clone(), 4x4 tensor": 2.5,
+    "ViT-S, get_local / by hand": 1.03,
+}
+
+
+def run(*arguments: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # other tests may keep the cores busy
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+
+
+def test_overhead_has_every_row(tmp_path: Path) -> None:
+    """With and without torch, each row is measured, or left out for a reason."""
+    file = tmp_path / "overhead.json"
+    table = run("overhead", "--rounds", "2", "--calls", "100", "--json", str(file))
+    found = json.loads(file.read_text(encoding="utf-8"))
+    rows: dict[str, dict[str, Any]] = {row["name"]: row for row in found["rows"]}
+    assert len(rows) == len(found["rows"])
+    assert set(rows) == ROWS
+    assert found["rounds"] == 2
+    for name, row in rows.items():
+        assert name in table
+        assert (row["value"] is None) == (row["left_out"] is not None)
+        if row["value"] is not None:
+            assert row["target"] == TARGETS.get(name)
+            assert bool(row["verdict"]) == (name in TARGETS)
+
+
+def test_help_lists_the_benchmarks() -> None:
+    assert "overhead" in run("--help")
+
+
+@pytest.mark.parametrize(
+    ("row", "verdict"),
+    [
+        (Row("a", 10.0, target=10), "met"),
+        (Row("a", 10.1, target=10), "missed"),
+        (Row("a", 10.1), ""),
+        (Row("a", target=10, left_out="no torch"), ""),
+    ],
+)
+def test_verdict(row: Row, verdict: str) -> None:
+    assert row.verdict == verdict
+    assert verdict in render_table([row])
+
+
+def test_a_contender_that_keeps_too_little_is_an_error() -> None:
+    """A figure of something that does nothing would look like a very good one."""
+    contender = Contender("lazy", lambda x: x, 1, empty=lambda: 0, values_per_call=1)
+    with pytest.raises(RuntimeError, match=r"'lazy' kept 0 values of 20 calls instead of 20"):
+        time_contenders(lambda stack: [contender], rounds=1, calls=20)
+
+
+def test_own_code_copies_the_code_object() -> None:
+    def double(x: int) -> int:
+        return x * 2
+
+    copy = own_code(double, "twice")
+    assert copy(2) == 4
+    assert copy.__code__ is not double.__code__
+    assert copy.__qualname__ == "twice"
