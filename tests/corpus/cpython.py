@@ -126,7 +126,7 @@ def run_file(file: str, mode: str, selection: Selection, cache: Path) -> Run:
         result = Path(folder, "result.json")
         work = Path(folder, "work")
         work.mkdir()
-        excluded = [entry for entry in selection.excluded if entry.startswith(f"{file}.")]
+        excluded = [entry for entry in selection.excluded if "." in entry]
         arguments = [file, "--mode", mode, "--folder", str(work), "--result", str(result)]
         arguments += ["--cache", str(cache), "--excluded", *excluded]
         began = time.monotonic()

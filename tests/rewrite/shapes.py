@@ -133,10 +133,10 @@ def _describe(error: BaseException | None) -> tuple[Any, ...] | None:
 
 
 def _plain(argument: object) -> object:
-    """Exceptions inside a group compare by identity: describe them, too."""
+    """Exceptions compare by identity: describe those inside a group, or anywhere else."""
     if isinstance(argument, (list, tuple)):
         return tuple(map(_plain, argument))
-    return _describe(argument) if isinstance(argument, BaseException) else argument
+    return _describe(argument) if isinstance(argument, BaseException) else repr(argument)
 
 
 def finish(coroutine: Any) -> Any:
