@@ -161,6 +161,6 @@ def test_copying_that_calls_the_function_itself_ends(captured_warnings: Recorded
     attend(Calling([4]))
     assert get_local.cache["attend"] == [[4]]
     (warning,) = captured_warnings
-    assert "because a value was being copied, and copying it ran this very function" in str(
+    assert "because another value was being copied, and that ran this function" in str(
         warning.message
     )

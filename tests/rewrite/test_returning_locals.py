@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import inspect
+import sys
 import threading
 import weakref
 from collections.abc import AsyncIterator, Iterator
@@ -146,11 +147,16 @@ def test_threads() -> None:
     with_y = returning_locals(f, "y")
 
     def work(number: int) -> bool:
-        calls = [number + 8 * step for step in range(300)]
+        calls = [number + 8 * step for step in range(5_000)]
         return all(with_y(x) == (x, {"y": [x]}) for x in calls)
 
-    with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(work, range(8)))
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(work, range(8)))
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_of_an_instrumented_function() -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from typing import Any, NoReturn
 
 from visualizer._capture.device_copies import copies
+from visualizer._capture.eager_stance import eager_stance
 from visualizer._capture.notices import notify
 from visualizer._capture.sites import Site, explain_empty, sites
 from visualizer._capture.taps import taps
+from visualizer._capture.tensors import Obstacle
 from visualizer.errors import AmbiguousKeyError, UnknownKeyError
 
 __all__ = ["Cache"]
@@ -24,8 +27,8 @@ class Cache(Mapping[str, list[Any]]):
     A key is a function's `__qualname__` where one variable of it is captured, and
     `qualname.variable` where several are. Where that fits more than one function, the module
     stands before it, `module:qualname`, and where functions of one module share a name (a
-    property's getter and setter) their first line behind it, `module:qualname@line`. Reading
-    takes any spelling that fits only one.
+    property's getter and setter) their first line behind it, `module:qualname@line`, and a number
+    where even that is the same. Reading takes any spelling that fits only one.
     """
 
     def __getitem__(self, key: str) -> list[Any]:
@@ -33,7 +36,9 @@ class Cache(Mapping[str, list[Any]]):
         copies.wait()
         if site.error is not None:
             self._warn_once(site, f"values are missing: {explain_empty(site)}")
-        elif not site.values and site.calls_unbound:
+        elif not site.values and (
+            site.calls_unbound or Obstacle.BACKWARD.value in site.not_recorded
+        ):
             self._warn_once(site, explain_empty(site))
         return site.values
 
@@ -75,6 +80,18 @@ class Cache(Mapping[str, list[Any]]):
         copies.wait()
         return site.clear()
 
+    def copy(self) -> dict[str, list[Any]]:
+        """Return a dict with a list for each key, which later calls don't change."""
+        return {key: list(values) for key, values in self.items()}
+
+    __copy__ = copy
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, list[Any]]:
+        return deepcopy(self.copy(), memo)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (self.copy(),)
+
     def clear(self) -> None:
         """Begin a new list for every key, as `get_local.clear()` does."""
         sites.clear()
@@ -92,6 +109,7 @@ class Cache(Mapping[str, list[Any]]):
     def _shown(self) -> dict[str, Site]:
         """Return the sites by the keys that are shown for them."""
         taps.adopt_reloaded()
+        eager_stance.hold()
         found = list(sites)
         variables = Counter((site.module, site.qualname, site.line) for site in found)
         short: dict[Site, str] = {
@@ -102,7 +120,11 @@ class Cache(Mapping[str, list[Any]]):
         }
         keys = _lengthen_where_equal(short, lambda site: f"{site.module}:{short[site]}")
         keys = _lengthen_where_equal(keys, lambda site: f"{keys[site]}@{site.line}")
-        return {key: site for site, key in keys.items()}
+        shown: dict[str, Site] = {}
+        for site, key in keys.items():
+            twins = sum(1 for other in shown if other.partition("#")[0] == key)
+            shown[f"{key}#{twins + 1}" if twins else key] = site
+        return shown
 
     def _fitting(self, key: str) -> list[Site]:
         shown = self._shown()

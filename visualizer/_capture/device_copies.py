@@ -7,6 +7,7 @@ oldest copies are waited for, which are the ones most likely to be done.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections import deque
@@ -37,7 +38,7 @@ class DeviceCopies:
         self._max_bytes = max_bytes
         self._bytes = 0
         self._on_their_way: deque[_Copy] = deque()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def fetch(self, torch: ModuleType, tensor: Any) -> Any:
         """Return an array that holds a CUDA tensor's present value once `wait` has returned."""
@@ -57,6 +58,12 @@ class DeviceCopies:
                 while self._on_their_way:
                     self._finish_oldest()
 
+    def forget(self) -> None:
+        """Give up what is on its way: a forked process can't use its parent's GPU."""
+        self._lock = threading.RLock()
+        self._on_their_way.clear()
+        self._bytes = 0
+
     def _start(self, torch: ModuleType, tensor: Any) -> tuple[Any, Any]:
         staged = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         staged.copy_(tensor, non_blocking=True)
@@ -68,8 +75,13 @@ class DeviceCopies:
         copy = self._on_their_way[0]
         copy.event.synchronize()
         copy.array[...] = copy.staged.numpy()
-        self._on_their_way.popleft()  # last: who finds nothing on its way need not wait
-        self._bytes -= copy.array.nbytes
+        # Last: who finds nothing on its way need not wait. (Something that runs in between, a
+        # finalizer, may have read and so finished it.)
+        if self._on_their_way and self._on_their_way[0] is copy:
+            self._on_their_way.popleft()
+            self._bytes -= copy.array.nbytes
 
 
 copies = DeviceCopies()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=copies.forget)

@@ -79,13 +79,29 @@ class EagerStance:
         self._stop_waiting()
         stance, self._stance = self._stance, None
         self.is_unexplained = False
-        if stance is not None:
+        if stance is not None and _is_present(stance):
             stance.__exit__(None, None, None)
+
+    def hold(self) -> None:
+        """Take the stance again where somebody else has changed it since, and say so."""
+        stance = self._stance
+        if stance is not None and not _is_present(stance):
+            self._stance = sys.modules["torch"].compiler.set_stance("force_eager")
+            notify(
+                "the stance of torch.compile was changed while get_local was active: compiled "
+                "models that ran since then captured nothing. It is force_eager again."
+            )
 
     def _stop_waiting(self) -> None:
         waiting, self._waiting = self._waiting, None
         if waiting is not None and waiting in sys.meta_path:
             sys.meta_path.remove(waiting)
+
+
+def _is_present(stance: Any) -> bool:
+    """Tell whether the compiler's stance is still the one that was taken."""
+    present = getattr(sys.modules[_COMPILER].eval_frame, "_stance", stance.stance)
+    return present is stance.stance
 
 
 def _has_compiled(compiler: ModuleType) -> bool:
@@ -123,6 +139,9 @@ class _LoaderThen(Loader):
     def __init__(self, loader: Loader, callback: Callable[[], None]) -> None:
         self._loader = loader
         self._callback = callback
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self._loader.create_module(spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -117,25 +118,31 @@ class Sites:
             ]
             return iter(list(self._sites))
 
+    def renew_lock(self) -> None:
+        self._lock = threading.RLock()
+
     def get(self, function: FunctionType, variable: str, code: CodeType) -> Site:
         """Return the site of a function's variable."""
-        module, qualname = function.__module__ or "?", function.__qualname__
-        for site in self._sites:
-            if site.code() is not code and function in site.functions:  # it was given other code
-                site.functions.discard(function)
-                site.is_superseded = True
-        for site in self._sites:
-            if site.code() is code and (site.qualname, site.variable) == (qualname, variable):
-                break
-        else:
-            site = Site(module, qualname, variable, weakref.ref(code), code.co_firstlineno)
-            self._sites.append(site)
-        site.functions.add(function)
-        return site
+        with self._lock:
+            module, qualname = function.__module__ or "?", function.__qualname__
+            for site in self._sites:
+                if (
+                    site.code() is not code and function in site.functions
+                ):  # it was given other code
+                    site.functions.discard(function)
+                    site.is_superseded = True
+            for site in self._sites:
+                if site.code() is code and (site.qualname, site.variable) == (qualname, variable):
+                    break
+            else:
+                site = Site(module, qualname, variable, weakref.ref(code), code.co_firstlineno)
+                self._sites.append(site)
+            site.functions.add(function)
+            return site
 
     def rename(self, function: FunctionType, code: CodeType) -> None:
         """Let what was captured from a code object be that function's."""
-        for site in self._sites:
+        for site in list(self._sites):
             if site.code() is code:
                 site.module, site.qualname = function.__module__ or "?", function.__qualname__
 
@@ -145,12 +152,13 @@ class Sites:
         Those of the codes `keep` stay for as long as a function has them.
         """
         name = function.__module__ or "?", function.__qualname__
-        for site in list(self._sites):
-            if (site.module, site.qualname) != name or site.code() is code:
-                continue
-            site.is_superseded = True
-            if not any(site.code() is kept for kept in keep):
-                self._sites.remove(site)
+        with self._lock:
+            for site in list(self._sites):
+                if (site.module, site.qualname) != name or site.code() is code:
+                    continue
+                site.is_superseded = True
+                if not any(site.code() is kept for kept in keep):
+                    self._sites.remove(site)
 
     def record(self, taken: Iterable[tuple[Site, Any]]) -> None:
         """Keep what one call handed over."""
@@ -188,7 +196,8 @@ class Sites:
             except CannotRecordError as reason:
                 refused.append((site, str(reason)))
             except Exception as error:
-                site.error = site.error or error
+                # Without its traceback, which would keep every local of every caller alive.
+                site.error = site.error or error.with_traceback(None)
         return entries, refused
 
     def clear(self) -> None:
@@ -236,3 +245,5 @@ def _size(count: int) -> str:
 
 
 sites = Sites()
+if hasattr(os, "register_at_fork"):  # a DataLoader's worker: another thread may hold the lock
+    os.register_at_fork(after_in_child=sites.renew_lock)

@@ -62,7 +62,7 @@ def snapshot(value: Any) -> Any:
     if isinstance(value, _IMMUTABLE):
         return value
     if _busy.active:
-        raise CannotRecordError("a value was being copied, and copying it ran this very function")
+        raise CannotRecordError("another value was being copied, and that ran this function")
     _busy.active = True
     try:
         return _Copier().copy(value)
@@ -160,16 +160,21 @@ class _Copier:
             made.update((key, self.copy(item)) for key, item in value.items())
             return made
         try:  # an OrderedDict, a defaultdict, transformers' ModelOutput
-            twin = self._remember(value, copy.copy(value))
+            twin = self._remember(value, _twin(value))
             for key in list(twin.keys()):
                 twin[key] = self.copy(value[key])
+            for name, attribute in list(
+                getattr(twin, "__dict__", {}).items()
+            ):  # items as attributes, too
+                if id(attribute) in self._copies:
+                    object.__setattr__(twin, name, self._copies[id(attribute)])
             return twin
         except Exception:  # one that forbids it
             return self._remember(value, {key: self.copy(item) for key, item in value.items()})
 
     def of_dataclass(self, value: Any) -> Any:
         try:
-            twin = self._remember(value, copy.copy(value))
+            twin = self._remember(value, _twin(value))
             for field in dataclasses.fields(value):
                 if hasattr(value, field.name):
                     object.__setattr__(twin, field.name, self.copy(getattr(value, field.name)))
@@ -178,6 +183,14 @@ class _Copier:
             raise
         except Exception:  # one that can't be copied
             return Reference(value)
+
+
+def _twin(value: Any) -> Any:
+    """Return a shallow copy that is another object; a `__copy__` may return its own."""
+    twin = copy.copy(value)
+    if twin is value:
+        raise TypeError(f"{type(value).__qualname__} does not let itself be copied")
+    return twin
 
 
 def _is_tensor(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Iterable, Sequence
@@ -95,6 +96,9 @@ class _Tap:
         self._handle = instrument(function, *names, sink=_sink(places))
 
 
+_ANONYMOUS = {"<lambda>", "_"}  # names that do not tell which function is meant
+
+
 def _name_of(function: FunctionType) -> tuple[str, str]:
     return function.__module__ or "?", function.__qualname__
 
@@ -169,13 +173,13 @@ class Taps:
             names: Its locals.
             body: The code that is defining it: of a module, a class or a function.
         """
+        try:
+            function = check_locals(target, *names)
+        except UnsupportedPythonError:
+            if sites.is_active:
+                raise
+            return  # a decorated model runs on any Python; activate() refuses
         with self._lock:
-            try:
-                function = check_locals(target, *names)
-            except UnsupportedPythonError:
-                if sites.is_active:
-                    raise
-                return  # a decorated model runs on any Python; activate() refuses
             if function not in self._taps:
                 siblings = [code for code in body.co_consts if isinstance(code, CodeType)]
                 self._replace_namesakes(function, siblings)
@@ -183,9 +187,13 @@ class Taps:
 
     def patch(self, target: object, names: tuple[str, ...]) -> Patch:
         """Tap a function until the handle is removed."""
+        function = check_locals(target, *names)  # without the lock: it may import
         with self._lock:
             wish = _Wish(names, is_lasting=True)
-            return Patch(self, self._wish(check_locals(target, *names), wish), wish)
+            return Patch(self, self._wish(function, wish), wish)
+
+    def renew_lock(self) -> None:
+        self._lock = threading.RLock()
 
     def withdraw(self, tap: _Tap, wish: _Wish) -> None:
         with self._lock:
@@ -243,15 +251,19 @@ class Taps:
         tap.wishes.append(wish)
         try:
             tap.update(sites.is_active)
+            self._update_stance()
         except BaseException:
             tap.wishes.remove(wish)
+            tap.update(sites.is_active)
+            self._update_stance()
             raise
-        self._update_stance()
         return tap
 
     def _replace_namesakes(self, function: FunctionType, siblings: Sequence[CodeType]) -> None:
         """Let go of functions of this one's name, but for those that share its code or a body."""
         name, code = _name_of(function), original_code(function)
+        if function.__name__ in _ANONYMOUS:
+            return
         newest = self._newest.get(name)
         if newest is not None and newest() is code:
             return  # one more closure of a factory
@@ -280,18 +292,21 @@ class Taps:
     def _settle(self, affected: Iterable[_Tap]) -> None:
         """Update all of them, whatever happens at one: warn, and raise a sink's error last."""
         failed: SinkError | None = None
+        messages = []
         for tap in affected:
             try:
                 tap.update(sites.is_active)
             except SinkError as error:
                 failed = failed or error
             except (CodeReplacedError, UnknownLocalError) as error:
-                notify(str(error))
+                messages.append(str(error))
             function = tap.function()
             if function is not None and not tap.wanted(sites.is_active):
                 restore(function)
         if failed is not None:
             raise failed
+        for message in messages:  # last, since a warning may have been made an error
+            notify(message)
 
     def _update_stance(self) -> None:
         eager_stance.keep(
@@ -300,3 +315,5 @@ class Taps:
 
 
 taps = Taps()
+if hasattr(os, "register_at_fork"):  # a DataLoader's worker: another thread may hold the lock
+    os.register_at_fork(after_in_child=taps.renew_lock)

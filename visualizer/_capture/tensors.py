@@ -128,6 +128,8 @@ def _unwrap(torch: ModuleType, tensor: Any) -> Any:
     """Look through functional transforms, and refuse what has no value."""
     if type(tensor).__name__ in {"FakeTensor", "FunctionalTensor"}:
         raise CannotRecordError(_TRACED)
+    if torch.nn.parameter.is_lazy(tensor):
+        raise CannotRecordError("it is a lazy parameter, which gets its value at the first call")
     functorch = torch._C._functorch
     while functorch.is_functorch_wrapped_tensor(tensor):
         if functorch.is_batchedtensor(tensor):

@@ -10,7 +10,12 @@ from types import CodeType, FunctionType, TracebackType
 from typing import Any
 
 from visualizer._compat import facts
-from visualizer.errors import CodeReplacedError, SinkError, UnknownLocalError
+from visualizer.errors import (
+    CodeReplacedError,
+    NotInstrumentableError,
+    SinkError,
+    UnknownLocalError,
+)
 from visualizer.rewrite._handover import Delivery, SinkKind
 from visualizer.rewrite._locals import Local, find_local
 from visualizer.rewrite._rewrite import rewrite_code
@@ -35,16 +40,27 @@ class Instrumentation:
         names: The locals, as they were asked for.
     """
 
-    def __init__(self, function: FunctionType, names: tuple[str, ...], sink: Sink) -> None:
+    def __init__(
+        self,
+        function: FunctionType,
+        names: tuple[str, ...],
+        holder: Holder,
+        kind: SinkKind,
+        variables: tuple[Local, ...],
+    ) -> None:
         self.names = names
         self._function = weakref.ref(function)
-        self._globals = function.__globals__
-        self._holder = Holder(sink)
-        self._key = _free_keys.pop() if _free_keys else f"_visualizer_sink_{next(_key_numbers)}"
-        self._kind = SinkKind.APPEND if isinstance(sink, list) else SinkKind.CALL
-        self._installation: _Installation | None = None
-        self._variables: tuple[Local, ...] = ()
+        # Weakly: it leads to the function's globals, and those may be garbage before the handle.
+        self._holder = weakref.ref(holder)
+        self._kind = kind
+        self._variables = variables
+        self._free_keys = _free_keys_for(uninstrumented(function), (kind, variables))
+        self._key = (
+            self._free_keys.pop() if self._free_keys else f"_visualizer_sink_{next(_key_numbers)}"
+        )
         self._codes_in_use = 0
+        self._installation: _Installation | None = None
+        self._error: Exception | None = None
 
     @property
     def function(self) -> FunctionType | None:
@@ -54,7 +70,8 @@ class Instrumentation:
     @property
     def error(self) -> Exception | None:
         """The first error that the sink raised, if it raised any."""
-        return self._holder.error
+        holder = self._holder()
+        return holder.error if holder is not None else self._error
 
     @property
     def is_installed(self) -> bool:
@@ -98,7 +115,9 @@ class Instrumentation:
         That may be longer than the function exists: tools that reload code give one function's
         code object to another.
         """
-        self._globals[self._key] = self._holder
+        holder = self._holder()
+        if holder is not None:
+            holder.home[self._key] = holder
         self._codes_in_use += 1
         weakref.finalize(code, self._code_is_gone).atexit = False
 
@@ -106,13 +125,16 @@ class Instrumentation:
         self._codes_in_use -= 1
         if not self._codes_in_use:
             self._withdraw()
-            # Names of code are interned, on some versions for good: so they are used again, once
-            # no code is left that could find the next sink under this one's name.
-            _free_keys.append(self._key)
+            # Names of code are interned, on some versions for good: so they are used again.
+            self._free_keys.append(self._key)
 
     def _withdraw(self) -> None:
-        if self._globals.get(self._key) is self._holder:
-            del self._globals[self._key]
+        holder = self._holder()
+        if holder is not None:
+            self._error = holder.error
+            home = holder.home
+            if home.get(self._key) is holder:
+                del home[self._key]
 
     def __enter__(self) -> Instrumentation:
         return self
@@ -193,7 +215,7 @@ class _IdentityCache:
 # The engine's process-wide state, all of it.
 _lock = threading.RLock()
 _key_numbers = itertools.count()
-_free_keys: list[str] = []
+_free_keys = _IdentityCache()  # code object → {what is delivered: keys that can be used again}
 _installations: weakref.WeakKeyDictionary[FunctionType, _Installation] = weakref.WeakKeyDictionary()
 _templates = _IdentityCache()  # code object → {what is delivered: rewritten code}
 _originals = _IdentityCache()  # rewritten code → the code it was made from
@@ -236,20 +258,28 @@ def instrument(target: object, *names: str, sink: Sink) -> Instrumentation:
         [40]
     """
     _require_names(names)
-    if not isinstance(sink, list) and not callable(sink):
+    has_own_append = isinstance(sink, list) and type(sink).append is not list.append
+    if has_own_append or not (isinstance(sink, list) or callable(sink)):
         raise TypeError(
             f"a sink is a list or a function, not {type(sink).__name__}; for another collection "
             "pass its method, such as sink=values.append."
         )
+    resolved = resolve(target)  # without the lock: it may import, and importing may instrument
+    function = resolved.function
+    if type(function.__globals__) is not dict:
+        raise NotInstrumentableError(
+            f"{function.__qualname__}() looks its globals up in a "
+            f"{type(function.__globals__).__qualname__}, where a name that is missing may be found "
+            "all the same; only functions whose globals are a plain dict can be instrumented."
+        )
     with _lock:
-        resolved = resolve(target)
-        function = resolved.function
         installation = _installations.get(function)
         if installation is None or installation.current() is not function.__code__:
             installation = _Installation(function.__code__)
         variables = _find_locals(resolved, installation.original, names)
-        handle = Instrumentation(function, names, sink)
-        handle._variables = variables
+        holder = Holder(sink, function.__globals__)
+        kind = SinkKind.APPEND if isinstance(sink, list) else SinkKind.CALL
+        handle = Instrumentation(function, names, holder, kind, variables)
         installation.add(handle, function)
     return handle
 
@@ -316,6 +346,19 @@ def _find_in_innermost(target: Target, code: CodeType, name: str) -> Local:
                 "are looked through: take it where the wrapper is made."
             ) from None
         raise
+
+
+def _free_keys_for(original: CodeType, delivered: object) -> list[str]:
+    """Return the keys that no code has any more, of a code object and what is delivered from it.
+
+    Code that somebody derived from ours (`code.replace`) may still have one; with another
+    function's holder behind it, values would go astray.
+    """
+    free: dict[object, list[str]] | None = _free_keys.get(original)
+    if free is None:
+        free = {}
+        _free_keys.set(original, free)
+    return free.setdefault(delivered, [])
 
 
 def _code_for(original: CodeType, handles: Sequence[Instrumentation]) -> CodeType:

@@ -28,16 +28,21 @@ class Holder:
 
     It pickles and copies as an empty tuple: a function that travels to another process takes
     no captured values along, and delivers nothing there.
+
+    Attributes:
+        home: The globals that it is in.
+        error: The first error that the sink raised.
     """
 
-    __slots__ = ("deliver", "error", "values")
+    __slots__ = ("__weakref__", "deliver", "error", "home", "values")
 
     UNBOUND: ClassVar = UNBOUND
     unbound_error: ClassVar = NameError
     sink_error: ClassVar = Exception
     no_error: ClassVar = None
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: Sink, home: dict[str, Any]) -> None:
+        self.home = home
         self.error: Exception | None = None
         if isinstance(sink, list):
             self.values = sink

@@ -64,6 +64,7 @@ def describe(value: object) -> str:
     return f"an object of type {type(value).__module__}.{name}"
 
 
+_MOST_LAYERS = 100
 _KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
     (type, "a class"),
     (
@@ -83,12 +84,12 @@ _KINDS: tuple[tuple[type | tuple[type, ...], str], ...] = (
 
 def _layers(found: object) -> Iterator[object]:
     """Yield a target and what it wraps, down to the innermost."""
-    seen: set[int] = set()
-    while True:
+    seen: list[object] = []
+    while len(seen) < _MOST_LAYERS:  # an object may answer anything to being asked for __wrapped__
         yield found
-        seen.add(id(found))
+        seen.append(found)
         inner = _unwrap_once(found)
-        if inner is None or id(inner) in seen:
+        if inner is None or any(inner is layer for layer in seen):
             return
         found = inner
 
