@@ -137,7 +137,7 @@ class _Loader(SourceFileLoader):
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         # Here, not in exec_module: that would show in the traceback of every failing import.
         module = ModuleType(spec.name)
-        module.__dict__[KEY] = Holder(self._sink)
+        module.__dict__[KEY] = Holder(self._sink, module.__dict__)
         return module
 
     def get_code(self, fullname: str) -> CodeType:
@@ -191,7 +191,7 @@ def _instrument_loaded(chosen: Chooser, rewriter: Rewriter, sink_of: Callable[[s
             continue
         if getattr(sys.modules.get(name), "__dict__", None) is not function.__globals__:
             continue
-        function.__globals__.setdefault(KEY, Holder(sink_of(name)))
+        function.__globals__.setdefault(KEY, Holder(sink_of(name), function.__globals__))
         code = function.__code__
         if id(code) not in rewritten:
             originals.append(code)

@@ -132,7 +132,7 @@ def test_every_function_is_rewritten_nested_ones_too(tmp_path):
     first, second = Rewriter(tmp_path), Rewriter(tmp_path)
     seen: list[tuple[object, ...]] = []
     for rewriter in (first, second):  # the second finds what the first left in the folder
-        namespace = {KEY: Holder(lambda *values: seen.append(values))}
+        namespace = {KEY: Holder(lambda *values: seen.append(values), {})}
         exec(rewriter.rewrite(code), namespace)
         assert namespace["outer"](1)([2, 3]) == [3, 4]
     functions = 2 if sys.version_info >= (3, 12) else 3  # 3.12 inlines the comprehension
