@@ -64,7 +64,7 @@ class _Writer:
         return form.format(x=x, y=self.pick(*ARGUMENTS), z=z, n=self.pick("0", "1", "3"))
 
     def block(self, indent: int, depth: int, in_loop: bool) -> None:
-        for _ in range(self.draw(st.integers(1, 3))):
+        for _ in range(self.draw(st.integers(1, 2))):
             self.statement(indent, depth, in_loop)
 
     def statement(self, indent: int, depth: int, in_loop: bool) -> None:
@@ -188,7 +188,7 @@ def sources(draw: Any) -> Source:
     if is_generator:
         writer.line(2, "if more is None: yield")
     writer.line(2, "nonlocal e")
-    for _ in range(draw(st.integers(2, 5))):
+    for _ in range(draw(st.integers(2, 4))):
         writer.statement(2, depth=0, in_loop=False)
     writer.line(1, "return f")
     return Source("\n".join(writer.lines) + "\n", is_generator)

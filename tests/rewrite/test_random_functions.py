@@ -28,6 +28,9 @@ from visualizer.rewrite import UNBOUND, check_locals, instrument
 EXAMPLES = int(os.environ.get("VISUALIZER_EXAMPLES", "300"))
 INPUTS: tuple[tuple[Any, Any], ...] = ((0, 3), (2, [1, 5]), ("text", None))
 ENOUGH = 200
+# Before PEP 667 what a trace function saw in `f_locals` is written back when it returns. With an
+# inlined comprehension (3.12) that may be a value that the function does not have any more.
+TRACING_MAY_CHANGE_LOCALS = sys.version_info < (3, 13)
 
 Row = dict[str, str]
 
@@ -185,7 +188,8 @@ def test_random_function(source: Source, kinds: list[str]) -> None:
     for arguments in INPUTS:
         expected = observe(partial(program.run, program.make(), arguments))
         traced, rows = _observed_by_tracing(program, arguments)
-        assert _comparable(traced) == _comparable(expected)
+        told_the_truth = _comparable(traced) == _comparable(expected)
+        assert told_the_truth or TRACING_MAY_CHANGE_LOCALS
         event("returns" if rows else "raises")
         function = program.make()
         original = function.__code__
@@ -193,6 +197,6 @@ def test_random_function(source: Source, kinds: list[str]) -> None:
             checks = [_instrument(stack, function, names, kind) for kind in kinds]
             found = observe(partial(program.run, function, arguments))
         assert _comparable(found) == _comparable(expected)
-        for check in checks:
+        for check in checks if told_the_truth else ():
             check(rows)
         assert function.__code__ is original
