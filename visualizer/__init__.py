@@ -1,7 +1,7 @@
-"""Take values out of running model code, and turn them into numbers and pictures.
+"""Take values out of running model code, without editing that code.
 
-Importing this loads neither torch nor numpy nor matplotlib, writes nothing and patches nothing;
-what is named here is loaded when it is first used.
+Importing this loads neither torch nor numpy, writes nothing and patches nothing; what is named
+here is loaded when it is first used.
 """
 
 from __future__ import annotations

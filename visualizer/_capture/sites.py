@@ -160,6 +160,23 @@ class Sites:
                 if not any(site.code() is kept for kept in keep):
                     self._sites.remove(site)
 
+    def record_one(self, site: Site, value: Any) -> None:
+        """Keep the one value that one call handed over: `record`, without what is uncommon."""
+        if value is UNBOUND or eager_stance.is_unexplained or find_obstacle() is not None:
+            self.record(((site, value),))
+            return
+        try:
+            entry = snapshot(value)
+        except Exception:
+            self.record(((site, value),))  # which knows what to make of it
+            return
+        size = nbytes(entry)
+        with self._lock:
+            site.values.append(entry)
+            self._bytes += size
+        if self._bytes > self.warn_bytes and not self._has_warned:
+            self._warn_of_size()
+
     def record(self, taken: Iterable[tuple[Site, Any]]) -> None:
         """Keep what one call handed over."""
         obstacle = find_obstacle()

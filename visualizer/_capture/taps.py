@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import CodeType, FunctionType, TracebackType
 from typing import Any
 
@@ -104,10 +105,9 @@ def _name_of(function: FunctionType) -> tuple[str, str]:
 
 
 def _sink(places: list[Site]) -> Any:
-    record = sites.record
     if len(places) == 1:
-        place = places[0]
-        return lambda value: record(((place, value),))
+        return partial(sites.record_one, places[0])
+    record = sites.record
     return lambda *values: record(zip(places, values, strict=True))
 
 
