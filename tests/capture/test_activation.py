@@ -10,6 +10,7 @@ import pytest
 
 from tests.capture.conftest import WriteModule
 from visualizer import get_local
+from visualizer.errors import UnsupportedPythonError
 
 MODEL = """
 from visualizer import get_local
@@ -143,3 +144,20 @@ def test_the_light_import_test_can_fail() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert "loaded {'numpy'}" in done.stderr
+
+
+def test_a_decorated_function_runs_on_a_python_that_the_engine_does_not_know(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("platform.python_implementation", lambda: "SomethingPython")
+
+    @get_local("attn")
+    def attend(x: int) -> int:
+        attn = x
+        return attn
+
+    assert attend(1) == 1
+    with pytest.raises(UnsupportedPythonError, match="SomethingPython"):
+        get_local.activate()
+    assert not get_local.is_activate
+    assert attend(2) == 2

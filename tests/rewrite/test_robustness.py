@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from visualizer.errors import CodeReplacedError, NotInstrumentableError
+from visualizer.errors import CodeReplacedError, NotInstrumentableError, UnknownLocalError
 from visualizer.rewrite import instrument, returning_locals
 
 SOURCE = "def f(x):\n    y = x\n    return y\n"
@@ -117,3 +117,22 @@ def test_a_target_whose_import_instruments_does_not_deadlock(
     assert not any(thread.is_alive() for thread in threads)
     assert taken == [3]
     del sys.modules["slow_module"]
+
+
+def test_a_comprehensions_variable_in_a_cell_is_no_local() -> None:
+    """A closure made in the comprehension turns its variable into a cell variable."""
+    alone = make("def f(n):\n    made = [lambda: x for x in range(n)]\n    return made\n")
+    with pytest.raises(UnknownLocalError, match="'x' is only a comprehension's variable"):
+        instrument(alone, "x", sink=[])
+    both = make(
+        """
+        def f(n):
+            x = 5
+            made = [lambda: x for x in range(n)]
+            return [call() for call in made], (lambda: x)()
+        """
+    )
+    values: list[int] = []
+    with instrument(both, "x", sink=values):
+        assert both(2) == ([1, 1], 5)
+    assert values == [5]

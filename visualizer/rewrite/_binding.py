@@ -24,6 +24,7 @@ class _Saved:
     was_bound: bool
 
 
+_CELL_USES = frozenset({"LOAD_DEREF", "STORE_DEREF", "DELETE_DEREF", "LOAD_CLOSURE"})
 _Stack = tuple[_Saved | None, ...]
 
 
@@ -59,6 +60,7 @@ def only_in_comprehensions(decoded: Decoded, slot: int) -> bool:
         borrowed = any(saved and saved.slot == slot for saved in state.stack)
         name_is_borrowed |= borrowed
         touches = any(used == slot for _, used in _slot_uses(instruction))
+        touches |= instruction.name in _CELL_USES and instruction.arg == slot
         clears = instruction.name == "LOAD_FAST_AND_CLEAR"
         if not borrowed and (slot in state.bound or (touches and not clears)):
             return False

@@ -63,15 +63,13 @@ def _find(code: CodeType, name: str, facts: VersionFacts) -> Local | None:
         return Local(name, len(code.co_varnames) + cells_only.index(name), is_cell=True)
     if name in code.co_varnames:
         index = code.co_varnames.index(name)
-        if name in code.co_cellvars:
-            return Local(name, index, is_cell=True)
         if not _is_borrowed(code, index, facts):
-            return Local(name, index, is_cell=False)
+            return Local(name, index, is_cell=name in code.co_cellvars)
     return None
 
 
 def _is_borrowed(code: CodeType, index: int, facts: VersionFacts) -> bool:
-    """Tell whether a fast local is only ever the variable of an inlined comprehension."""
+    """Tell whether a local is only ever the variable of an inlined comprehension."""
     arguments = code.co_argcount + code.co_kwonlyargcount
     if index < arguments or _CLEARS is None or _CLEARS not in code.co_code[::2]:
         return False
@@ -109,7 +107,9 @@ def _explain_unknown(code: CodeType, name: str, facts: VersionFacts) -> str:
 
 def _is_comprehension_variable(code: CodeType, name: str) -> bool:
     nested = any(
-        name in inner.co_varnames for inner in _nested(code) if inner.co_name in _COMPREHENSIONS
+        name in (*inner.co_varnames, *inner.co_cellvars)
+        for inner in _nested(code)
+        if inner.co_name in _COMPREHENSIONS
     )
     return nested or name in code.co_varnames
 
