@@ -10,7 +10,7 @@ import pytest
 
 from visualizer.rewrite import _instrument
 
-KEY_PREFIX = "_visualizer_sink_"
+KEY_PREFIX = "__visualizer_sink_"
 
 
 def find_leaks() -> list[str]:

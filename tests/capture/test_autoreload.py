@@ -85,7 +85,7 @@ def rewritten_functions(module: ModuleType, *more: Any) -> list[str]:
         function.__qualname__
         for function in functions
         if isinstance(function, FunctionType)
-        and any("_visualizer_sink" in name for name in function.__code__.co_names)
+        and any("__visualizer_sink" in name for name in function.__code__.co_names)
     ]
 
 

@@ -34,7 +34,7 @@ from visualizer.rewrite._sink import Holder, Sink
 
 __all__ = ["KEY", "Rewriter", "drop", "instrument_everything"]
 
-KEY = "_visualizer_sink_of_everything"
+KEY = "__visualizer_sink_of_everything__"
 """Under this name the rewritten code of every module finds its sink."""
 
 _MOST_LOCALS = 40

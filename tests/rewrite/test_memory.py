@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import find_leaks
 from visualizer.rewrite import Instrumentation, _instrument, instrument, returning_locals
 
-KEY_PREFIX = "_visualizer_sink_"
+KEY_PREFIX = "__visualizer_sink_"
 
 
 class Value:

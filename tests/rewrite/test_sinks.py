@@ -190,7 +190,7 @@ def test_list_that_changes_size_in_a_sink() -> None:
 
 
 def _holder_of(function: types.FunctionType) -> Any:
-    keys = [key for key in function.__globals__ if key.startswith("_visualizer_sink_")]
+    keys = [key for key in function.__globals__ if key.startswith("__visualizer_sink_")]
     (key,) = keys
     return function.__globals__[key]
 

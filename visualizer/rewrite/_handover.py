@@ -63,6 +63,8 @@ def hand_over(
     is_unbound: Callable[[Local], bool],
     name_index: Callable[[str], int],
     facts: VersionFacts,
+    *,
+    begins_line: bool,
 ) -> list[Item]:
     """Return the instructions that take the place of one RETURN.
 
@@ -74,6 +76,8 @@ def hand_over(
             a trace function sees no exception that was not there before.
         name_index: Gives a name's index in `co_names`.
         facts: What holds for the running Python.
+        begins_line: A trace function may be told of a line at the RETURN; what it raises there
+            must not meet a guard.
     """
     writer = _Writer(leaving, depth, name_index, facts)
     wanted = [
@@ -81,6 +85,8 @@ def hand_over(
         for delivery in deliveries
         if not (_is_plain_append(delivery) and is_unbound(delivery.variables[0]))
     ]
+    if wanted and begins_line:
+        writer.op("NOP")
     for delivery in wanted[:-1]:
         done = _Label()
         writer.deliver(delivery, is_unbound, partial(writer.jump, "JUMP_FORWARD", done))

@@ -56,7 +56,9 @@ class Instrumentation:
         self._variables = variables
         self._free_keys = _free_keys_for(uninstrumented(function), (kind, variables))
         self._key = (
-            self._free_keys.pop() if self._free_keys else f"_visualizer_sink_{next(_key_numbers)}"
+            self._free_keys.pop()
+            if self._free_keys
+            else f"__visualizer_sink_{next(_key_numbers)}__"
         )
         self._codes_in_use = 0
         self._installation: _Installation | None = None
@@ -369,7 +371,7 @@ def _code_for(original: CodeType, handles: Sequence[Instrumentation]) -> CodeTyp
         templates = {}
         _templates.set(original, templates)
     template = templates.get(wanted)
-    placeholders = [f"_visualizer_sink_of_{position}" for position in range(len(handles))]
+    placeholders = [f"__visualizer_sink_of_{position}__" for position in range(len(handles))]
     if template is None:
         deliveries = [
             Delivery(kind, key, variables)

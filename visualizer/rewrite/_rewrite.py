@@ -41,6 +41,7 @@ def _with_hand_overs(
     slots = {v.index for delivery in deliveries for v in delivery.variables if not v.is_cell}
     bound = may_be_bound(original, slots)
     depths = original.stack_depths()
+    beginnings = _line_beginnings(original)
     groups: dict[int, list[Item]] = {}
     for index in original.returns():
         depth = depths[index]
@@ -51,10 +52,30 @@ def _with_hand_overs(
             return not variable.is_cell and variable.index not in bound_here
 
         groups[index] = hand_over(
-            items[index], depth, deliveries, is_unbound, _index_in(names), original.facts
+            items[index],
+            depth,
+            deliveries,
+            is_unbound,
+            _index_in(names),
+            original.facts,
+            begins_line=index in beginnings,
         )
     _redirect(items, {items[index]: group[0] for index, group in groups.items()})
     return [item for index, single in enumerate(items) for item in groups.get(index, [single])]
+
+
+def _line_beginnings(original: Decoded) -> set[int]:
+    """Return the instructions at which a trace function may be told of a line."""
+    positions = list(original.code.co_positions())
+    lines = [positions[instruction.opcode_at][0] for instruction in original.instructions]
+    beginnings = {
+        index for index, line in enumerate(lines) if index == 0 or line != lines[index - 1]
+    }
+    for instruction in original.instructions:
+        if instruction.target is not None:
+            beginnings.add(original.index_at[instruction.target])
+    beginnings.update(original.index_at[guard.target] for guard in original.guards if guard)
+    return beginnings
 
 
 def _redirect(items: Sequence[Item], groups: dict[Item, Item]) -> None:
