@@ -5,11 +5,21 @@ TORCH_PYTHON ?= 3.11
 # Pythons whose absence is an error, as 3.11,3.12; otherwise whatever is found is used.
 REQUIRE ?=
 DEV := .venv/$(TORCH_PYTHON)/bin
+ASSETS := head.png heads.png grids.png mosaic.png rollout.png
 
-.PHONY: help test corpus fuzz lint format bench clean
+.PHONY: help demo test corpus fuzz lint format bench assets notebook model clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/	/' | expand -t 12
+
+demo: .venv/demo/ready  ## Draw the attention of the bundled model into visualizer_demo/
+	.venv/demo/bin/visualizer demo
+
+.venv/demo/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear .venv/demo
+	.venv/demo/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	.venv/demo/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
 
 test:  ## All tests, on every Python found, each in a fresh virtual environment
 	$(PYTHON) tools/everywhere.py --torch-python $(TORCH_PYTHON) $(if $(REQUIRE),--require $(REQUIRE)) \
@@ -34,6 +44,18 @@ format: $(DEV)/ruff  ## Format the code
 
 bench: $(DEV)/ruff  ## The benchmarks
 	$(DEV)/python -m benchmarks overhead
+	$(DEV)/python -m benchmarks pointing
+
+assets: $(DEV)/ruff  ## The pictures of the README
+	$(DEV)/visualizer demo --out build/demo
+	mkdir -p assets
+	cd build/demo && cp $(ASSETS) ../../assets
+
+notebook: $(DEV)/ruff  ## Run demo.ipynb from top to bottom and store its outputs
+	$(DEV)/python tools/run_notebook.py demo.ipynb
+
+model: $(DEV)/ruff  ## Train the bundled model anew (ten minutes)
+	$(DEV)/python -m visualizer.demo.train
 
 $(DEV)/ruff:
 	$(PYTHON) tools/everywhere.py --torch-python $(TORCH_PYTHON) --only $(TORCH_PYTHON) -- true

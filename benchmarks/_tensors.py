@@ -35,7 +35,7 @@ def _result_and_local(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return x, y
 
 
-class _Trivial(nn.Module):  # type: ignore[misc]
+class _Trivial(nn.Module):
     def forward(self, x: int) -> int:
         y = x + 1
         return y * 2

@@ -46,7 +46,7 @@ class Forwards:
         return self.wall_ms - min(self.wall) * 1e3
 
 
-class _Projections(nn.Module):  # type: ignore[misc]
+class _Projections(nn.Module):
     """What the attention classes share: all but the line that makes the map."""
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ class _CapturedAttention(_Attention):
     forward = own_code(_Attention.forward, "_CapturedAttention.forward")
 
 
-class _Block(nn.Module):  # type: ignore[misc]
+class _Block(nn.Module):
     def __init__(self, attention: type[nn.Module]) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(_DIM), nn.LayerNorm(_DIM)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+FILES = ROOT / "visualizer" / "demo" / "files"
 HEAVY = {"torch", "numpy", "matplotlib", "IPython", "transformers", "tensorboard", "bytecode"}
 
 
@@ -65,7 +68,11 @@ def test_everything_exported_is_there() -> None:
     import visualizer
     import visualizer.rewrite
 
-    for module in (visualizer, visualizer.rewrite):
+    modules = [visualizer.rewrite]
+    if importlib.util.find_spec("matplotlib") is not None:
+        names = ("visualizer", "visualizer.plot", "visualizer.analysis", "visualizer.demo")
+        modules += [importlib.import_module(name) for name in names]
+    for module in modules:
         for name in module.__all__:
             assert getattr(module, name) is not None
         assert set(module.__all__) <= set(dir(module))
@@ -105,7 +112,9 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     assert {name for name in top if not name.endswith(".dist-info")} == {"visualizer"}
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "visualizer").rglob("*.py")}
     packed = {name for name in names if name.startswith("visualizer/")}
-    assert packed == modules | {"visualizer/py.typed"}
+    files = {str(path.relative_to(ROOT)) for path in FILES.iterdir()}
+    assert len(files) == 15
+    assert packed == modules | files | {"visualizer/py.typed"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
@@ -135,3 +144,19 @@ f(1)
 print(get_local.cache["f"])
 """
     assert run(code, cwd=tmp_path).strip() == "[2]"
+
+
+def test_installed_wheel_has_the_model(wheel: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("torch is not installed")
+    target = tmp_path / "installed"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(target)
+    code = f"""
+import sys
+sys.path[:0] = [{str(target)!r}]
+from visualizer import demo
+assert demo.__file__.startswith({str(target)!r}), demo.__file__
+print(type(demo.load_model()).__name__, len(demo.load_scenes().images))
+"""
+    assert run(code, cwd=tmp_path).strip() == "VisionTransformer 12"

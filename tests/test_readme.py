@@ -5,12 +5,17 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+STUBS = ROOT / "tests" / "stubs"
+README = ROOT / "README.md"
 BLOCK = re.compile(r"```python\n(?P<code>.*?)```\n(?:```text\n(?P<printed>.*?)```)?", re.DOTALL)
 
 
@@ -26,13 +31,39 @@ def test_there_are_examples() -> None:
 @pytest.mark.parametrize(
     ("code", "printed"), blocks(), ids=[code.strip().splitlines()[0] for code, _ in blocks()]
 )
-def test_example(code: str, printed: str | None) -> None:
-    if printed is None:
-        compile(code, "README.md", "exec")
+def test_example(
+    code: str, printed: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert printed is not None, "an example prints something, so that its test can fail"
+    for library in ("torch", "transformers", "timm", "matplotlib"):
+        used = library in code or (library == "matplotlib" and "visualize_" in code)
+        if used and importlib.util.find_spec(library) is None:
+            pytest.skip(f"{library} is not installed")
+    monkeypatch.chdir(tmp_path)  # some save a figure
+    if "timm" in code:
+        assert run_beside_a_stub(code) == printed
         return
-    if "torch" in code and importlib.util.find_spec("torch") is None:
-        pytest.skip("torch is not installed")
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
         exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
     assert output.getvalue() == printed
+
+
+def run_beside_a_stub(code: str) -> str:
+    """Run code that needs torchvision, which timm imports, in a process with a stand-in for it."""
+    variables = {**os.environ, "PYTHONPATH": f"{STUBS}{os.pathsep}{ROOT}"}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=variables, check=True, capture_output=True, text=True
+    ).stdout
+
+
+@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith("#"):
+            assert link[1:] in anchors, link
+        elif not link.startswith("https://"):
+            assert (ROOT / link).exists(), link

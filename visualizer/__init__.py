@@ -12,13 +12,41 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from visualizer._capture.get_local import get_local as get_local
     from visualizer._capture.snapshot import Reference as Reference
+    from visualizer.plot import cls_padding as cls_padding
+    from visualizer.plot import gray2rgb as gray2rgb
+    from visualizer.plot import grid_show as grid_show
+    from visualizer.plot import highlight_grid as highlight_grid
+    from visualizer.plot import visualize_grid_to_grid as visualize_grid_to_grid
+    from visualizer.plot import visualize_grid_to_grid_with_cls as visualize_grid_to_grid_with_cls
+    from visualizer.plot import visualize_head as visualize_head
+    from visualizer.plot import visualize_heads as visualize_heads
 
 __version__ = "0.1.0"
-__all__ = ["Reference", "__version__", "get_local"]
+__all__ = [
+    "Reference",
+    "__version__",
+    "cls_padding",
+    "get_local",
+    "gray2rgb",
+    "grid_show",
+    "highlight_grid",
+    "visualize_grid_to_grid",
+    "visualize_grid_to_grid_with_cls",
+    "visualize_head",
+    "visualize_heads",
+]
 
 _HOMES = {
     "Reference": "visualizer._capture.snapshot",
     "get_local": "visualizer._capture.get_local",
+    "cls_padding": "visualizer.plot",
+    "gray2rgb": "visualizer.plot",
+    "grid_show": "visualizer.plot",
+    "highlight_grid": "visualizer.plot",
+    "visualize_grid_to_grid": "visualizer.plot",
+    "visualize_grid_to_grid_with_cls": "visualizer.plot",
+    "visualize_head": "visualizer.plot",
+    "visualize_heads": "visualizer.plot",
 }
 
 

@@ -11,8 +11,15 @@ __all__ = [
     "AmbiguousKeyError",
     "CaptureWarning",
     "CodeReplacedError",
+    "MissingDependencyError",
+    "ModelError",
     "NotInstrumentableError",
+    "NotWeightsError",
+    "OutOfRangeError",
+    "OutputFolderError",
+    "PictureError",
     "RewriteCheckError",
+    "ShapeError",
     "SinkError",
     "TargetNotFoundError",
     "UnknownKeyError",
@@ -65,6 +72,34 @@ class UnknownKeyError(_KeyError):
 
 class AmbiguousKeyError(_KeyError):
     """A key fits the captured values of more than one function or variable."""
+
+
+class ShapeError(VisualizerError, ValueError):
+    """An array does not have the axes, or not the sizes, that were expected."""
+
+
+class NotWeightsError(VisualizerError, ValueError):
+    """Values are not attention weights: negative, not finite, or rows that don't sum to 1."""
+
+
+class OutOfRangeError(VisualizerError, IndexError, ValueError):
+    """An index or an option is outside of what there is."""
+
+
+class PictureError(VisualizerError, ValueError):
+    """A picture can't be read, or is not the one that a map belongs to."""
+
+
+class ModelError(VisualizerError, RuntimeError):
+    """A model can't be loaded, or is not of the kind that was expected."""
+
+
+class OutputFolderError(VisualizerError, OSError):
+    """A folder can't be made or written."""
+
+
+class MissingDependencyError(VisualizerError, ImportError):
+    """Something needs a library that is not installed; the message says how to install it."""
 
 
 class CaptureWarning(UserWarning):

@@ -2,6 +2,9 @@
 
 from enum import Enum
 
+import numpy as np
+import torch
+
 
 class InterpolationMode(Enum):
     NEAREST = "nearest"
@@ -11,3 +14,7 @@ class InterpolationMode(Enum):
     BOX = "box"
     HAMMING = "hamming"
     LANCZOS = "lanczos"
+
+
+def to_tensor(picture):
+    return torch.from_numpy(np.array(picture, dtype=np.float32)).permute(2, 0, 1) / 255

@@ -1,0 +1,17 @@
+"""Numbers from attention weights: arrays in, arrays out, each from its paper."""
+
+from visualizer.analysis.distance import attention_distance
+from visualizer.analysis.entropy import entropy
+from visualizer.analysis.mass import diagonal_mass, mass
+from visualizer.analysis.rollout import rollout
+from visualizer.analysis.specialization import HeadStatistics, specialization
+
+__all__ = [
+    "HeadStatistics",
+    "attention_distance",
+    "diagonal_mass",
+    "entropy",
+    "mass",
+    "rollout",
+    "specialization",
+]

@@ -1,0 +1,79 @@
+"""New figures that show themselves in a notebook, without pyplot and its state."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Any
+
+import matplotlib.axes
+import matplotlib.figure
+
+__all__ = ["Axes", "Figure", "axes_of", "new_axes", "new_figure"]
+
+_waiting: list[Figure] = []  # made in the notebook cell that runs now, and not shown yet
+
+
+class Figure(matplotlib.figure.Figure):
+    """A matplotlib figure that needs no pyplot to be seen in a notebook."""
+
+    def _ipython_display_(self) -> None:
+        _waiting[:] = [figure for figure in _waiting if figure is not self]
+        if _notebook() is None:
+            print(self)
+            return
+        from IPython.display import display
+
+        png = io.BytesIO()
+        self.savefig(png, format="png")
+        display({"image/png": png.getvalue(), "text/plain": str(self)}, raw=True)
+
+
+class Axes(matplotlib.axes.Axes):
+    """Axes that a notebook shows as the figure they are in."""
+
+    def _ipython_display_(self) -> None:
+        figure = self.get_figure(root=True)
+        assert isinstance(figure, Figure)  # new_figure makes them, and nobody else does
+        figure._ipython_display_()
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure; sizes in inches.
+
+    It belongs to no backend: nothing has to be closed. In a notebook it is shown at the end of the
+    cell, as one is used to, unless it was shown before.
+    """
+    figure = Figure(figsize=(width, height), layout="constrained")
+    shell = _notebook()
+    if shell is not None:
+        if not _waiting:
+            shell.events.register("post_execute", _show_waiting)
+        _waiting.append(figure)
+    return figure
+
+
+def new_axes(figure: Figure, rows: int = 1, columns: int = 1) -> list[Axes]:
+    """Return a figure's axes, row after row."""
+    grid = figure.subplots(rows, columns, squeeze=False, subplot_kw={"axes_class": Axes})
+    return list(grid.ravel())
+
+
+def axes_of(ax: matplotlib.axes.Axes | None, width: float, height: float) -> matplotlib.axes.Axes:
+    """Return the axes that were given, or those of a new figure."""
+    return new_axes(new_figure(width, height))[0] if ax is None else ax
+
+
+def _notebook() -> Any:
+    """Return the shell of a Jupyter kernel, if this is one."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell if getattr(shell, "kernel", None) is not None else None
+
+
+def _show_waiting() -> None:
+    shell = _notebook()
+    if shell is not None:
+        shell.events.unregister("post_execute", _show_waiting)
+    for figure in list(_waiting):
+        figure._ipython_display_()

@@ -1,0 +1,266 @@
+"""Where in a picture one patch looks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib.axes
+import matplotlib.figure
+import numpy as np
+from matplotlib.patches import Rectangle
+from PIL import Image, ImageDraw
+
+from visualizer.analysis.arrays import Floats
+from visualizer.analysis.grids import Grid, check_grid, rows_and_columns
+from visualizer.errors import OutOfRangeError, ShapeError
+from visualizer.plot.drawing import (
+    Mode,
+    draw_box,
+    draw_overlay,
+    draw_picture,
+    show_scale,
+)
+from visualizer.plot.figures import new_axes, new_figure
+from visualizer.plot.maps import Head, check_index, one_map
+from visualizer.plot.pictures import Region, find_region, to_picture
+
+__all__ = ["highlight_grid", "visualize_grid_to_grid", "visualize_grid_to_grid_with_cls"]
+
+Crop = tuple[float, float, float, float]
+Transform = Callable[[Image.Image], Any]
+
+
+def visualize_grid_to_grid(
+    att_map: Any,
+    grid_index: int,
+    image: Any,
+    grid_size: Grid = 14,
+    alpha: float = 0.6,
+    *,
+    item: int | None = None,
+    head: Head = None,
+    crop: Crop | None = None,
+    transform: Transform | None = None,
+    mode: Mode = "overlay",
+) -> matplotlib.figure.Figure:
+    """Draw a picture with one patch marked, and over it where that patch looks.
+
+    Args:
+        att_map: Weights of patches only, shape `(patch, patch)`, with head and batch axes before
+            if there are some. A part of a map whose CLS was cut off will do.
+        grid_index: The patch that looks; counted row by row from 0.
+        image: The picture that the model saw: a PIL image, an array, a tensor or a file.
+        grid_size: Rows and columns of patches, or one number for both.
+        alpha: How opaque the map is, 0 to 1.
+        item: Which item of the batch; needed where there are several.
+        head: Which head, or "mean" for their average; needed where there are several.
+        crop: Where `image` is more than the model saw: the part that it did see, in the image's
+            pixels: left, top, right, bottom.
+        transform: Instead of `crop`: what made the model's input of the image (of torchvision,
+            timm, transformers, or your own), if it only resizes, crops and normalises.
+        mode: "overlay" lays colours over the picture, "dim" darkens it where there is little
+            attention.
+    Returns:
+        The figure, with two axes.
+    Raises:
+        ShapeError: Another number of tokens than the grid has; several heads or items and no
+            choice.
+        NotWeightsError: Values that are not attention weights.
+        OutOfRangeError: A patch, head or item that does not exist.
+        PictureError: `image`, `crop` or `transform` can't be used.
+    """
+    weights = one_map(att_map, item, head)
+    grid = _grid_of(weights, grid_size, 0)
+    check_index(grid_index, grid[0] * grid[1], "grid_index")
+    picture = to_picture(image)
+    region = find_region(picture, crop, transform)
+    mask = weights[grid_index].reshape(grid)
+
+    figure, axes = _two_panels(picture)
+    for ax in axes:
+        draw_picture(ax, picture)
+    drawn = draw_overlay(axes[1], mask, region, alpha=alpha, mode=mode)
+    for ax in axes:
+        draw_box(ax, region.cell(grid_index, grid))
+    _show_crop(axes[0], region, picture)
+    axes[0].set_title(f"Query: patch {grid_index}")
+    axes[1].set_title("Its keys")
+    show_scale(drawn, axes[1])
+    return figure
+
+
+def visualize_grid_to_grid_with_cls(
+    att_map: Any,
+    grid_index: int,
+    image: Any,
+    grid_size: Grid = 14,
+    alpha: float = 0.6,
+    *,
+    prefix_tokens: int = 1,
+    item: int | None = None,
+    head: Head = None,
+    crop: Crop | None = None,
+    transform: Transform | None = None,
+    mode: Mode = "overlay",
+) -> matplotlib.figure.Figure:
+    """Draw where one token looks, with the CLS token as a tile of its own at the left.
+
+    The tile has the same scale of colours as the patches.
+
+    Args:
+        att_map: Weights of shape `(token, token)`, CLS first, then the patches; with head and batch
+            axes before if there are some.
+        grid_index: The token that looks: 0 is CLS, 1 is the first patch.
+        image: The picture that the model saw: a PIL image, an array, a tensor or a file.
+        grid_size: Rows and columns of patches, or one number for both.
+        alpha: How opaque the map is, 0 to 1.
+        prefix_tokens: Tokens before the patches: 1 is CLS, more are registers or a distillation
+            token, each with a tile.
+        item: Which item of the batch; needed where there are several.
+        head: Which head, or "mean" for their average; needed where there are several.
+        crop: Where `image` is more than the model saw: the part that it did see, in the image's
+            pixels: left, top, right, bottom.
+        transform: Instead of `crop`: what made the model's input of the image.
+        mode: "overlay" or "dim", as for `visualize_grid_to_grid`.
+    Returns:
+        The figure, with two axes.
+    Raises:
+        ShapeError: Another number of tokens than the grid has; several heads or items and no
+            choice.
+        NotWeightsError: Values that are not attention weights.
+        OutOfRangeError: A token, head or item that does not exist.
+        PictureError: `image`, `crop` or `transform` can't be used.
+    """
+    if prefix_tokens < 1:
+        raise OutOfRangeError(
+            f"prefix_tokens is {prefix_tokens}; expected at least 1, the CLS token. For a map "
+            f"without it there is visualize_grid_to_grid"
+        )
+    weights = one_map(att_map, item, head)
+    grid = _grid_of(weights, grid_size, prefix_tokens)
+    check_index(grid_index, weights.shape[0], "grid_index")
+    picture = to_picture(image)
+    region = find_region(picture, crop, transform)
+    row = weights[grid_index]
+    tiles = _tiles(prefix_tokens, region, grid)
+    places = [*tiles, *(region.cell(index, grid) for index in range(grid[0] * grid[1]))]
+    names = ["CLS", *(f"+{number}" for number in range(1, prefix_tokens))]
+
+    figure, axes = _two_panels(picture)
+    top = float(row.max())
+    for ax in axes:
+        draw_picture(ax, picture)
+        ax.set_xlim(min(tile.left for tile in tiles), picture.width)
+        ax.set_ylim(max(picture.height, max(tile.bottom for tile in tiles)), 0)
+        ax.set_frame_on(False)
+    for name, tile, weight in zip(names, tiles, row[:prefix_tokens], strict=True):
+        _write(axes[0], tile, name)
+        draw_overlay(axes[1], np.full((1, 1), weight), tile, alpha=alpha, vmax=top, mode=mode)
+    mask = row[prefix_tokens:].reshape(grid)
+    drawn = draw_overlay(axes[1], mask, region, alpha=alpha, vmax=top, mode=mode)
+    for ax in axes:
+        draw_box(ax, places[grid_index])
+    _show_crop(axes[0], region, picture)
+    token = names[grid_index] if grid_index < prefix_tokens else f"token {grid_index}"
+    axes[0].set_title(f"Query: {token}")
+    axes[1].set_title(f"Its keys; on CLS {row[0]:.2g}")
+    show_scale(drawn, axes[1])
+    return figure
+
+
+def highlight_grid(
+    image: Any, grid_indexes: Sequence[int] | int, grid_size: Grid = 14
+) -> Image.Image:
+    """Return a copy of a picture, in RGB, with boxes around patches.
+
+    A box lies within its patch, along its edge.
+
+    Args:
+        image: A PIL image, an array, a tensor or a file.
+        grid_indexes: The patches, counted row by row from 0.
+        grid_size: Rows and columns of patches, or one number for both.
+    Raises:
+        OutOfRangeError: A patch that does not exist.
+        PictureError: `image` is no picture.
+    """
+    picture = to_picture(image).copy()
+    grid = rows_and_columns(grid_size)
+    indexes = [grid_indexes] if isinstance(grid_indexes, int | np.integer) else list(grid_indexes)
+    whole = Region(0, 0, *picture.size)
+    pen = ImageDraw.Draw(picture)
+    for index in indexes:
+        check_index(index, grid[0] * grid[1], "grid index")
+        cell = whole.cell(int(index), grid)
+        left, top = round(cell.left), round(cell.top)
+        right, bottom = max(left, round(cell.right) - 1), max(top, round(cell.bottom) - 1)
+        width = max(1, round(min(right - left, bottom - top) / 12))
+        if min(right - left, bottom - top) >= 8 * width:  # a light line shows it on red pictures
+            inner = (left + width, top + width, right - width, bottom - width)
+            pen.rectangle(inner, outline="white", width=max(1, width // 2))
+        pen.rectangle((left, top, right, bottom), outline="red", width=width)
+    return picture
+
+
+def _grid_of(weights: Floats, grid_size: Grid, prefix_tokens: int) -> tuple[int, int]:
+    """Return the grid, having made sure that the map is one of its tokens."""
+    queries, keys = weights.shape
+    grid = rows_and_columns(grid_size)
+    patches = grid[0] * grid[1]
+    if prefix_tokens == 0 and keys == patches + 1:
+        raise ShapeError(
+            f"{keys} tokens = {grid[0]}×{grid[1]} + 1: pass the map with its CLS token to "
+            f"visualize_grid_to_grid_with_cls, or cut it off with att_map[1:, 1:]"
+        )
+    if prefix_tokens and keys == patches:
+        raise ShapeError(
+            f"{keys} tokens = {grid[0]}×{grid[1]}: there is no CLS token in the map; pass it to "
+            f"visualize_grid_to_grid"
+        )
+    check_grid(grid, keys, prefix_tokens)
+    if queries != keys:
+        raise ShapeError(
+            f"att_map has {queries} queries and {keys} keys; expected patches that look at each "
+            f"other, shape ({keys}, {keys})"
+        )
+    return grid
+
+
+def _two_panels(
+    picture: Image.Image,
+) -> tuple[matplotlib.figure.Figure, list[matplotlib.axes.Axes]]:
+    """Return a figure and two axes that suit the shape of a picture."""
+    shape = picture.height / picture.width
+    width = 4.6 if shape <= 1 else 4.6 / min(shape, 2.5)
+    figure = new_figure(2 * width + 1.2, max(1.6, width * shape) + 0.5)
+    return figure, list(new_axes(figure, 1, 2))
+
+
+def _tiles(count: int, region: Region, grid: tuple[int, int]) -> list[Region]:
+    """Return places at the left of a picture, as large as its patches, column after column."""
+    cell = region.cell(0, grid)
+    width, height = cell.right - cell.left, cell.bottom - cell.top
+    columns = -(-count // grid[0])
+    left = -(columns + 0.35) * width
+    places = []
+    for number in range(count):
+        column, row = divmod(number, grid[0])
+        x, y = left + column * width, row * height
+        places.append(Region(x, y, x + width, y + height))
+    return places
+
+
+def _write(ax: matplotlib.axes.Axes, tile: Region, name: str) -> None:
+    size = tile.right - tile.left, tile.bottom - tile.top
+    ax.add_patch(Rectangle((tile.left, tile.top), *size, facecolor="white", edgecolor="gray"))
+    middle = (tile.left + tile.right) / 2, (tile.top + tile.bottom) / 2
+    ax.text(*middle, name, ha="center", va="center", fontsize=7, color="black", clip_on=True)
+
+
+def _show_crop(ax: matplotlib.axes.Axes, region: Region, picture: Image.Image) -> None:
+    """Draw a line around what the model saw, if it is not the whole picture."""
+    if region != Region(0, 0, *picture.size):
+        x = [region.left, region.right, region.right, region.left, region.left]
+        y = [region.top, region.top, region.bottom, region.bottom, region.top]
+        ax.plot(x, y, color="white", linewidth=1.2)
+        ax.plot(x, y, color="black", linewidth=1.2, linestyle=(0, (4, 4)))
