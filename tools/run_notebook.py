@@ -8,6 +8,7 @@ the machine's language version) is left out, so that a second run changes nothin
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -25,7 +26,8 @@ def run(path: Path) -> nbformat.NotebookNode:
         resources={"metadata": {"path": str(path.resolve().parent)}},
         record_timing=False,
     )
-    client.execute()
+    # tqdm, which transformers imports, asks for widgets that nothing here uses.
+    client.execute(env={**os.environ, "PYTHONWARNINGS": "ignore:IProgress not found"})
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python", "file_extension": ".py", "mimetype": "text/x-python"},

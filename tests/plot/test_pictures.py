@@ -9,9 +9,34 @@ import pytest
 
 from tests.plot.samples import Image, np, panels, picture, save, weights
 from visualizer.errors import NotWeightsError, OutOfRangeError, PictureError, ShapeError
-from visualizer.plot import cls_padding, gray2rgb, grid_show, visualize_grid_to_grid
+from visualizer.plot import (
+    cls_padding,
+    gray2rgb,
+    grid_show,
+    highlight_grid,
+    visualize_grid_to_grid,
+)
 
 PIXELS = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3) * 3
+
+
+def as_rgb(image: Any) -> Any:
+    """The picture as every figure sees it."""
+    return highlight_grid(image, [], 1)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "float64"])
+def test_gray2rgb_repeats_gray_and_keeps_colour(dtype: str) -> None:
+    values = PIXELS.astype(dtype)
+    for gray in (values[..., 0], values[..., :1]):
+        made = gray2rgb(gray)
+        assert made.dtype == values.dtype
+        assert np.array_equal(made, np.stack([values[..., 0]] * 3, axis=-1))
+    assert np.array_equal(gray2rgb(values), values)
+    assert np.array_equal(gray2rgb(Image.fromarray(PIXELS)), PIXELS)
+    for shape in ((4,), (2, 4, 6, 3), (4, 6, 2)):
+        with pytest.raises(PictureError, match=r"expected \(height, width\)"):
+            gray2rgb(np.zeros(shape))
 
 
 def test_arrays_of_pixels() -> None:
@@ -27,7 +52,7 @@ def test_arrays_of_pixels() -> None:
         PIXELS.tolist(),
         Image.fromarray(PIXELS),
     ):
-        made = gray2rgb(given)
+        made = as_rgb(given)
         assert (made.size, made.mode) == ((6, 4), "RGB")
         assert np.array_equal(np.asarray(made), PIXELS)
 
@@ -37,59 +62,59 @@ def test_tensors(dtype: str) -> None:
     torch: Any = pytest.importorskip("torch", reason="torch is not installed")
     values = torch.from_numpy(PIXELS.transpose(2, 0, 1).copy())
     given = values if dtype == "uint8" else (values / 255).to(getattr(torch, dtype))
-    made = np.asarray(gray2rgb(given)).astype(int)
+    made = np.asarray(as_rgb(given)).astype(int)
     assert np.abs(made - PIXELS).max() <= 1
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (4, 6, 1), (1, 4, 6), (1, 1, 4, 6)])
 def test_gray_arrays(shape: tuple[int, ...]) -> None:
     values = PIXELS[..., 0]
-    made = np.asarray(gray2rgb(values.reshape(shape)))
+    made = np.asarray(as_rgb(values.reshape(shape)))
     assert np.array_equal(made, np.repeat(values[..., None], 3, axis=2))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"])
 def test_modes(mode: str) -> None:
-    made = np.asarray(gray2rgb(picture(30, 20, mode=mode))).astype(int)
+    made = np.asarray(as_rgb(picture(30, 20, mode=mode))).astype(int)
     assert made.shape == (20, 30, 3)
     assert made[0, 0].min() > 200
     assert made[-1, -1].max() < 60
 
 
 def test_what_is_transparent_is_white() -> None:
-    made = gray2rgb(Image.new("RGBA", (2, 2), (9, 9, 9, 0)))
+    made = as_rgb(Image.new("RGBA", (2, 2), (9, 9, 9, 0)))
     assert made.getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_16_bits_keep_their_range() -> None:
     values = np.array([[0, 32768, 40000]], dtype=np.uint16)
-    made = np.asarray(gray2rgb(Image.fromarray(values)))
+    made = np.asarray(as_rgb(Image.fromarray(values)))
     assert made[0, :, 0].tolist() == [0, 127, 155]
 
 
 def test_float_pictures_of_pillow_keep_their_range() -> None:
     values = np.array([[0.0, 0.5, 1.0]], dtype=np.float32)
-    made = np.asarray(gray2rgb(Image.fromarray(values)))
-    assert np.array_equal(made, np.asarray(gray2rgb(values)))
+    made = np.asarray(as_rgb(Image.fromarray(values)))
+    assert np.array_equal(made, np.asarray(as_rgb(values)))
     assert made[0, 2, 0] == 255
 
 
 def test_files(tmp_path: Path) -> None:
     Image.fromarray(PIXELS).save(tmp_path / "picture.png")
     for path in (tmp_path / "picture.png", str(tmp_path / "picture.png")):
-        assert np.array_equal(np.asarray(gray2rgb(path)), PIXELS)
+        assert np.array_equal(np.asarray(as_rgb(path)), PIXELS)
         visualize_grid_to_grid(weights(4, 4), 0, path, 2)
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "half.png").write_bytes((tmp_path / "picture.png").read_bytes()[:50])
     for name in ("text.png", "half.png", "nowhere.png"):
         with pytest.raises(PictureError, match=name):
-            gray2rgb(tmp_path / name)
+            as_rgb(tmp_path / name)
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 4, 6, 3), (5, 6, 2), (5, 6, 5), (0, 4, 3), ()])
 def test_other_shapes_are_named(shape: tuple[int, ...]) -> None:
     with pytest.raises(PictureError) as error:
-        gray2rgb(np.zeros(shape, np.uint8))
+        as_rgb(np.zeros(shape, np.uint8))
     assert str(shape) in str(error.value)
     assert "(height, width, 3)" in str(error.value)
 
@@ -97,13 +122,13 @@ def test_other_shapes_are_named(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("values", [PIXELS / 255 - 0.5, PIXELS / 20, np.full((4, 6), np.nan)])
 def test_normalised_pictures_are_refused(values: Any) -> None:
     with pytest.raises(PictureError, match="normalised"):
-        gray2rgb(values)
+        as_rgb(values)
 
 
 @pytest.mark.parametrize("value", [None, object(), {"a": 1}])
 def test_what_is_no_picture_is_refused(value: Any) -> None:
     with pytest.raises(PictureError):
-        gray2rgb(value)
+        as_rgb(value)
 
 
 @pytest.mark.parametrize(("count", "cols"), [(1, 1), (3, 3), (3, 1), (5, 2), (2, 9)])

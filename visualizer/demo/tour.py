@@ -40,9 +40,10 @@ from visualizer.plot.pictures import Region, open_picture
 
 __all__ = ["figures", "run_demo"]
 
-LAYER: Final = 4
-HEAD: Final = 4
-"""What the figures of one layer and one head show, where there are as many."""
+SCENE: Final = 5
+LAYER: Final = 1
+HEAD: Final = 2
+"""What the figures of one scene, one layer and one head show of the bundled model."""
 
 Drawing = Callable[[], matplotlib.figure.Figure]
 
@@ -106,26 +107,28 @@ def report(console: Console, attended: Attended, scenes: Scenes | None) -> None:
 
 def figures(attended: Attended, scenes: Scenes | None) -> Iterator[tuple[str, Drawing]]:
     """Yield the name of each file, and what draws it."""
-    maps, picture, grid = attended.maps, attended.pictures[0], attended.grid
+    item = SCENE if scenes is not None else 0
+    maps, picture, grid = attended.maps, attended.pictures[item], attended.grid
     prefix_tokens, transform = attended.prefix_tokens, attended.transform
     layer = min(LAYER, len(maps) - 1)
     head = min(HEAD, maps[layer].shape[1] - 1)
-    query = prefix_tokens + (grid[0] // 2) * grid[1] + grid[1] // 2
+    patch = (grid[0] // 2) * grid[1] + grid[1] // 2
     if scenes is not None:
-        query = prefix_tokens + patch_of(scenes.boxes[0])
-    seen: dict[str, Any] = {"item": 0, "prefix_tokens": prefix_tokens, "transform": transform}
-    yield "head.png", lambda: whole(visualize_head(maps[layer], item=0, head=head))
-    yield "heads.png", lambda: visualize_heads(maps[layer], cols=4, item=0)
+        patch = patch_of(scenes.boxes[item])
+    seen: dict[str, Any] = {"item": item, "prefix_tokens": prefix_tokens, "transform": transform}
+    yield "head.png", lambda: whole(visualize_head(maps[layer], item=item, head=head))
+    yield "heads.png", lambda: visualize_heads(maps[layer], cols=4, item=item)
     yield (
         "grids.png",
         lambda: visualize_grid_to_grid_with_cls(
-            maps[layer], query, picture, grid, head=head, **seen
+            maps[layer], prefix_tokens + patch, picture, grid, head=head, **seen
         ),
     )
-    yield "mosaic.png", lambda: whole(visualize_mosaic(maps, item=0))
-    yield "cls.png", lambda: visualize_cls(maps[-1], picture, grid, **seen)
+    yield "mosaic.png", lambda: whole(visualize_mosaic(maps, item=item))
+    yield "cls.png", lambda: visualize_cls(maps[layer], picture, grid, cols=3, **seen)
     yield "rollout.png", lambda: rollouts(attended, scenes)
-    yield "layers.png", lambda: visualize_layers(maps, sorted({0, layer, len(maps) - 1}), item=0)
+    between = sorted({0, len(maps) // 2, len(maps) - 1})
+    yield "layers.png", lambda: visualize_layers(maps, between, item=item)
     yield "entropy.png", lambda: whole(plot_entropy(maps))
     yield (
         "distance.png",
@@ -195,6 +198,5 @@ def make_folder(folder: Path) -> None:
 
 def whole(ax: matplotlib.axes.Axes) -> matplotlib.figure.Figure:
     """Return the figure that axes are in."""
-    figure = ax.get_figure(root=True)
-    assert figure is not None  # only axes that were removed have none
-    return figure
+    assert isinstance(ax.figure, matplotlib.figure.Figure)  # made by us, without subfigures
+    return ax.figure

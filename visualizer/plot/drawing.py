@@ -32,6 +32,8 @@ __all__ = [
 
 Mode = Literal["overlay", "dim"]
 
+SMOOTH: Final = "antialiased"
+"""Nearest, but where there are more values than pixels: then none is skipped."""
 WEIGHT: Final = "attention weight"
 BOX: Final = "#d55e00"  # vermilion, from Okabe & Ito's palette for every kind of colour vision
 _MOST_LABELS: Final = 64
@@ -43,7 +45,13 @@ def draw_matrix(
 ) -> AxesImage:
     """Draw weights, queries from the top down and keys from left to right."""
     image = ax.imshow(
-        weights, cmap=cmap, vmin=0, vmax=_top(weights, vmax), interpolation="nearest", aspect="auto"
+        weights,
+        cmap=cmap,
+        vmin=0,
+        vmax=_top(weights, vmax),
+        aspect="auto",
+        origin="upper",
+        interpolation=SMOOTH,
     )
     if weights.shape[0] == weights.shape[1]:
         ax.set_aspect("equal")
@@ -55,7 +63,9 @@ def draw_matrix(
 def draw_picture(ax: Axes, picture: Image.Image) -> None:
     """Draw a picture, in its own pixels as coordinates, without ticks."""
     width, height = picture.size
-    ax.imshow(np.asarray(picture), extent=(0, width, height, 0), interpolation="nearest")
+    ax.imshow(
+        np.asarray(picture), extent=(0, width, height, 0), origin="upper", interpolation=SMOOTH
+    )
     ax.set_xticks([])
     ax.set_yticks([])
 
@@ -84,12 +94,18 @@ def draw_overlay(
     drawn: ScalarMappable
     if mode == "overlay":
         drawn = ax.imshow(
-            weights, cmap=cmap, norm=norm, alpha=alpha, extent=extent, interpolation="nearest"
+            weights,
+            cmap=cmap,
+            norm=norm,
+            alpha=alpha,
+            extent=extent,
+            origin="upper",
+            interpolation="nearest",
         )
     else:
         shade = np.zeros((*weights.shape, 4))
         shade[..., 3] = 1 - np.clip(norm(weights), 0, 1)
-        ax.imshow(shade, extent=extent, interpolation="nearest")
+        ax.imshow(shade, extent=extent, origin="upper", interpolation="nearest")
         drawn = ScalarMappable(norm, "gray")
         drawn.set_array(weights)
     ax.set_xlim(limits[0])
@@ -151,6 +167,7 @@ def printable(token: Any) -> str:
 
 
 def _labels(tokens: Sequence[Any], count: int, axis: str) -> tuple[NDArray[np.intp], list[str]]:
+    tokens = tokens.tolist() if hasattr(tokens, "tolist") else list(tokens)
     if len(tokens) != count:
         raise ShapeError(
             f"there are {len(tokens)} tokens for the {axis} axis, and the map has {count}. Are the "
@@ -166,5 +183,8 @@ def _size(labels: int) -> float:
 
 def _top(weights: Floats, vmax: float | None) -> float:
     """Return the end of the scale; above its start even where all weights are zero."""
-    top = float(weights.max()) if vmax is None else float(vmax)
-    return top if top > 0 else 1.0
+    if vmax is None:
+        return float(weights.max()) or 1.0
+    if not vmax > 0:
+        raise OutOfRangeError(f"vmax is {vmax}; expected the weight at the upper end, above 0")
+    return float(vmax)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import io
 import sys
-from typing import Any
+from typing import Any, Final
 
 import matplotlib.axes
 import matplotlib.figure
 
 __all__ = ["Axes", "Figure", "axes_of", "new_axes", "new_figure"]
+
+_SMALLEST: Final = (4.8, 2.6)
+_LARGEST: Final = 32.0
 
 _waiting: list[Figure] = []  # made in the notebook cell that runs now, and not shown yet
 
@@ -33,22 +36,22 @@ class Axes(matplotlib.axes.Axes):
     """Axes that a notebook shows as the figure they are in."""
 
     def _ipython_display_(self) -> None:
-        figure = self.get_figure(root=True)
-        assert isinstance(figure, Figure)  # new_figure makes them, and nobody else does
-        figure._ipython_display_()
+        assert isinstance(self.figure, Figure)  # new_figure makes them, and nobody else does
+        self.figure._ipython_display_()
 
 
 def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure; sizes in inches.
 
     It belongs to no backend: nothing has to be closed. In a notebook it is shown at the end of the
-    cell, as one is used to, unless it was shown before.
+    cell, as one is used to, unless it was shown before. Sizes are kept to what a title needs and
+    what a screen can show.
     """
-    figure = Figure(figsize=(width, height), layout="constrained")
+    size = (min(max(width, _SMALLEST[0]), _LARGEST), min(max(height, _SMALLEST[1]), _LARGEST))
+    figure = Figure(figsize=size, layout="constrained")
     shell = _notebook()
     if shell is not None:
-        if not _waiting:
-            shell.events.register("post_execute", _show_waiting)
+        shell.events.register("post_execute", _show_waiting)  # a second time does nothing
         _waiting.append(figure)
     return figure
 
@@ -73,7 +76,10 @@ def _notebook() -> Any:
 
 def _show_waiting() -> None:
     shell = _notebook()
-    if shell is not None:
-        shell.events.unregister("post_execute", _show_waiting)
-    for figure in list(_waiting):
-        figure._ipython_display_()
+    shell.events.unregister("post_execute", _show_waiting)
+    figures, _waiting[:] = list(_waiting), []
+    for figure in figures:
+        try:
+            figure._ipython_display_()
+        except Exception:  # one that can't be drawn keeps none of the others from being seen
+            shell.showtraceback()

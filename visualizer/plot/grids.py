@@ -72,7 +72,7 @@ def visualize_grid_to_grid(
     """
     weights = one_map(att_map, item, head)
     grid = _grid_of(weights, grid_size, 0)
-    check_index(grid_index, grid[0] * grid[1], "grid_index")
+    grid_index = check_index(grid_index, grid[0] * grid[1], "grid_index")
     picture = to_picture(image)
     region = find_region(picture, crop, transform)
     mask = weights[grid_index].reshape(grid)
@@ -139,7 +139,7 @@ def visualize_grid_to_grid_with_cls(
         )
     weights = one_map(att_map, item, head)
     grid = _grid_of(weights, grid_size, prefix_tokens)
-    check_index(grid_index, weights.shape[0], "grid_index")
+    grid_index = check_index(grid_index, weights.shape[0], "grid_index")
     picture = to_picture(image)
     region = find_region(picture, crop, transform)
     row = weights[grid_index]
@@ -186,12 +186,11 @@ def highlight_grid(
     """
     picture = to_picture(image).copy()
     grid = rows_and_columns(grid_size)
-    indexes = [grid_indexes] if isinstance(grid_indexes, int | np.integer) else list(grid_indexes)
+    indexes = np.asarray(grid_indexes).ravel().tolist()
     whole = Region(0, 0, *picture.size)
     pen = ImageDraw.Draw(picture)
     for index in indexes:
-        check_index(index, grid[0] * grid[1], "grid index")
-        cell = whole.cell(int(index), grid)
+        cell = whole.cell(check_index(index, grid[0] * grid[1], "grid index"), grid)
         left, top = round(cell.left), round(cell.top)
         right, bottom = max(left, round(cell.right) - 1), max(top, round(cell.bottom) - 1)
         width = max(1, round(min(right - left, bottom - top) / 12))
@@ -207,10 +206,13 @@ def _grid_of(weights: Floats, grid_size: Grid, prefix_tokens: int) -> tuple[int,
     queries, keys = weights.shape
     grid = rows_and_columns(grid_size)
     patches = grid[0] * grid[1]
-    if prefix_tokens == 0 and keys == patches + 1:
+    over = keys - patches
+    if prefix_tokens == 0 and over in (1, 2, 5):  # CLS; a distillation token; four registers
+        tokens = "its CLS token" if over == 1 else f"its {over} tokens before the patches"
+        more = "" if over == 1 else f", prefix_tokens={over}"
         raise ShapeError(
-            f"{keys} tokens = {grid[0]}×{grid[1]} + 1: pass the map with its CLS token to "
-            f"visualize_grid_to_grid_with_cls, or cut it off with att_map[1:, 1:]"
+            f"{keys} tokens = {grid[0]}×{grid[1]} + {over}: pass the map with {tokens} to "
+            f"visualize_grid_to_grid_with_cls{more}, or cut off with att_map[{over}:, {over}:]"
         )
     if prefix_tokens and keys == patches:
         raise ShapeError(

@@ -104,6 +104,7 @@ def visualize_layers(
     maps: Any,
     layers: Sequence[int],
     *,
+    cols: int = 6,
     head: Head = "mean",
     item: int | None = None,
     tokens: Sequence[Any] | None = None,
@@ -116,6 +117,7 @@ def visualize_layers(
         maps: An entry for each layer, as `get_local.cache["Attention.forward"]` holds them, or an
             array whose first axis is the layer.
         layers: Which ones.
+        cols: Panels in a row.
         head: Which head, or "mean" for their average.
         item: Which item of the batch; needed where there are several.
         tokens: Labels of the queries, and of the keys where `key_tokens` is not given.
@@ -129,10 +131,10 @@ def visualize_layers(
         OutOfRangeError: A layer, head or item that does not exist.
     """
     entries = list_of_layers(maps)
-    if not len(layers):
+    layers = np.asarray(layers).ravel().tolist()
+    if not layers:
         raise ShapeError(f"layers is empty; name some of the {len(entries)}, as layers=[0, 5]")
-    for layer in layers:
-        check_index(layer, len(entries), "layer")
+    layers = [check_index(layer, len(entries), "layer") for layer in layers]
     chosen = [one_map(entries[layer], item, head, name=f"maps[{layer}]") for layer in layers]
     difference = difference and len(chosen) > 1
     shapes = {weights.shape for weights in chosen}
@@ -143,7 +145,7 @@ def visualize_layers(
         )
     count = len(chosen) + difference
     side = _side(chosen[0].shape, tokens, 3.0)
-    figure, axes = panels_for(count, count, side * 1.15, side)
+    figure, axes = panels_for(count, cols, side * 1.15, side)
     vmax = max(float(weights.max()) for weights in chosen)
     for ax, layer, weights in zip(axes, layers, chosen, strict=False):
         drawn = draw_matrix(ax, weights, vmax=vmax)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -26,20 +27,20 @@ def one_map(
         head: Which head, or "mean" for their average; may be left out where there is one.
         name: What messages call it.
     """
-    heads = heads_of(values, item, name=name)
+    heads = _item_of(values, item, name)
     if isinstance(head, str):
         if head != "mean":
             raise OutOfRangeError(f"head is {head!r}; expected a number or 'mean'")
-        return heads.mean(axis=0)
-    if head is None:
-        if len(heads) > 1:
+    else:
+        if head is None and len(heads) > 1:
             raise ShapeError(
                 f"{name} has {len(heads)} heads, shape {heads.shape}: choose one with head=0 to "
                 f"head={len(heads) - 1}, or their average with head='mean'"
             )
-        head = 0
-    check_index(head, len(heads), "head")
-    return heads[head]
+        index = check_index(head or 0, len(heads), "head")
+        heads = heads[index : index + 1]
+    check_weights(heads, name, parts=True)
+    return heads.mean(axis=0)
 
 
 def heads_of(values: Any, item: int | None = None, *, name: str = "att_map") -> Floats:
@@ -50,20 +51,30 @@ def heads_of(values: Any, item: int | None = None, *, name: str = "att_map") -> 
         NotWeightsError: Values that are no attention weights, nor a part of them.
         OutOfRangeError: An item that does not exist.
     """
-    batch = every_item(values, name=name)
-    if item is None:
-        if len(batch) > 1:
-            raise ShapeError(
-                f"{name} has a batch of {len(batch)}, shape {batch.shape}: choose one with item=0 "
-                f"to item={len(batch) - 1}"
-            )
-        item = 0
-    check_index(item, len(batch), "item")
-    return batch[item]
+    heads = _item_of(values, item, name)
+    check_weights(heads, name, parts=True)
+    return heads
 
 
 def every_item(values: Any, *, name: str = "att_map") -> Floats:
     """Return the maps of one layer, shape `(batch, head, query, key)`."""
+    batch = _batch(values, name)
+    check_weights(batch, name, parts=True)
+    return batch
+
+
+def _item_of(values: Any, item: int | None, name: str) -> Floats:
+    batch = _batch(values, name)
+    if item is None and len(batch) > 1:
+        raise ShapeError(
+            f"{name} has a batch of {len(batch)}, shape {batch.shape}: choose one with item=0 "
+            f"to item={len(batch) - 1}"
+        )
+    return batch[check_index(item or 0, len(batch), "item")]
+
+
+def _batch(values: Any, name: str) -> Floats:
+    """Return any map as `(batch, head, query, key)`; what is in it is not looked at."""
     array = to_floats(values, name)
     while array.ndim > 4 and array.shape[0] == 1:
         array = array[0]
@@ -73,7 +84,6 @@ def every_item(values: Any, *, name: str = "att_map") -> Floats:
             f"(batch, head, query, key)"
             + (": choose one layer first" if array.ndim == 5 else ", none of them empty")
         )
-    check_weights(array, name, parts=True)
     return array.reshape((1,) * (4 - array.ndim) + array.shape)
 
 
@@ -107,15 +117,20 @@ def list_of_layers(maps: Any) -> Sequence[Any]:
     return entries
 
 
-def check_index(index: Any, count: int, name: str) -> None:
-    """Make sure that an index is one of `count`.
+def check_index(index: Any, count: int, name: str) -> int:
+    """Return an index, having made sure that it is one of `count`.
 
     Raises:
         OutOfRangeError: It is not.
     """
-    if isinstance(index, bool) or not isinstance(index, int | np.integer):
+    try:
+        number = operator.index(index) if not isinstance(index, bool) else None
+    except TypeError:
+        number = None
+    if number is None:
         raise OutOfRangeError(f"{name} is {index!r}; expected a whole number, 0 to {count - 1}")
-    if not 0 <= index < count:
+    if not 0 <= number < count:
         raise OutOfRangeError(
-            f"{name} {index} is out of range: there are {count}, 0 to {count - 1}"
+            f"{name} {number} is out of range: there are {count}, 0 to {count - 1}"
         )
+    return number

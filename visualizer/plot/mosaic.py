@@ -10,7 +10,7 @@ from matplotlib.colors import Normalize, PowerNorm
 
 from visualizer.analysis.arrays import Floats
 from visualizer.errors import OutOfRangeError
-from visualizer.plot.drawing import WEIGHT, show_scale
+from visualizer.plot.drawing import SMOOTH, WEIGHT, show_scale
 from visualizer.plot.figures import axes_of
 from visualizer.plot.maps import layers_of
 
@@ -66,7 +66,8 @@ def visualize_mosaic(
         cmap="viridis",
         norm=norm,
         extent=extent,
-        interpolation="nearest",
+        origin="upper",
+        interpolation=SMOOTH,
     )
     drawn_on.vlines(np.arange(1, columns), 0, len(layers), colors="white", linewidth=1.0)
     drawn_on.hlines(np.arange(1, len(layers)), 0, columns, colors="white", linewidth=1.0)

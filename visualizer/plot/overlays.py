@@ -13,7 +13,7 @@ from PIL import Image
 from visualizer.analysis.arrays import Floats
 from visualizer.analysis.grids import Grid, check_grid
 from visualizer.analysis.rollout import rollout
-from visualizer.errors import OutOfRangeError
+from visualizer.errors import OutOfRangeError, ShapeError
 from visualizer.plot.drawing import Mode, draw_overlay, draw_picture, show_scale
 from visualizer.plot.figures import axes_of
 from visualizer.plot.heads import panels_for
@@ -78,7 +78,9 @@ def visualize_cls(
     picture = to_picture(image)
     region = find_region(picture, crop, transform)
     rows = heads[:, 0]
-    figure, axes = panels_for(len(rows), cols, 2.9, 2.5 * picture.height / picture.width + 0.3)
+    figure, axes = panels_for(
+        len(rows), cols, 2.9, 2.5 * min(picture.height / picture.width, 2.5) + 0.3
+    )
     for index, (ax, row) in enumerate(zip(axes, rows, strict=True)):
         draw_picture(ax, picture)
         mask = _strongest(row[prefix_tokens:], keep_mass).reshape(grid)
@@ -132,16 +134,22 @@ def visualize_rollout(
         PictureError: `image`, `crop` or `transform` can't be used.
     """
     layers = [heads.mean(axis=0) for heads in layers_of(maps, item)]
+    shapes = {layer.shape for layer in layers}
+    if len(shapes) > 1:
+        raise ShapeError(
+            f"rollout needs maps of one size in all layers, got {sorted(shapes)}: it "
+            f"does not reach through windows or merged patches"
+        )
     arrived = rollout(layers, residual=residual)
     grid = check_grid(grid_size, len(arrived), prefix_tokens)
     if query is not None:
-        check_index(query, len(arrived), "query")
+        query = check_index(query, len(arrived), "query")
     elif prefix_tokens:
         query = 0
     row = arrived.mean(axis=0) if query is None else arrived[query]
     picture = to_picture(image)
     region = find_region(picture, crop, transform)
-    drawn_on = axes_of(ax, 5.2, 4.2 * picture.height / picture.width + 0.4)
+    drawn_on = axes_of(ax, 5.2, 4.2 * min(picture.height / picture.width, 2.5) + 0.4)
     draw_picture(drawn_on, picture)
     mask = row[prefix_tokens:].reshape(grid)
     drawn = draw_overlay(drawn_on, mask, region, alpha=alpha, mode=mode)

@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw
 
 from visualizer.analysis.arrays import to_floats
 from visualizer.analysis.grids import Grid, rows_and_columns
-from visualizer.errors import NotWeightsError, ShapeError
-from visualizer.plot.drawing import printable
+from visualizer.errors import NotWeightsError, PictureError, ShapeError
+from visualizer.plot.drawing import SMOOTH
 from visualizer.plot.heads import panels_for
 from visualizer.plot.pictures import Region, to_picture, to_rgb
 
@@ -39,26 +39,41 @@ def grid_show(to_shows: Sequence[tuple[Any, str]], cols: int) -> matplotlib.figu
     figure, axes = panels_for(len(pairs), cols, 2.6, 2.6)
     for ax, (image, title) in zip(axes, pairs, strict=True):
         if isinstance(image, Image.Image):
-            ax.imshow(np.asarray(to_rgb(image)))
+            ax.imshow(np.asarray(to_rgb(image)), origin="upper", interpolation=SMOOTH)
         else:
             array = to_floats(image, "an image of to_shows")
             if array.ndim == 2:
-                ax.imshow(array, interpolation="nearest")
+                ax.imshow(array, cmap="viridis", origin="upper", interpolation=SMOOTH)
             else:
-                ax.imshow(np.asarray(to_picture(image)))
-        ax.set_title(printable(title), parse_math=False)
+                shown = np.asarray(to_picture(image))
+                ax.imshow(shown, origin="upper", interpolation=SMOOTH)
+        ax.set_title(str(title), parse_math=False)
         ax.set_xticks([])
         ax.set_yticks([])
     return figure
 
 
-def gray2rgb(image: Any) -> Image.Image:
-    """Return a picture of any kind as a PIL image in RGB.
+def gray2rgb(image: Any) -> NDArray[Any]:
+    """Return a gray picture as an array with three channels, one in colour as it is.
 
+    Args:
+        image: A PIL image, or an array or tensor `(height, width)`, `(height, width, 1)` or
+            `(height, width, 3)` of any numeric type, which stays.
+    Returns:
+        Shape `(height, width, 3)`.
     Raises:
-        PictureError: It is no picture.
+        PictureError: Another shape.
     """
-    return to_picture(image)
+    if isinstance(image, Image.Image):
+        return np.asarray(to_rgb(image))
+    array = np.asarray(image.numpy(force=True) if hasattr(image, "numpy") else image)
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[-1] not in (1, 3):
+        raise PictureError(
+            f"image has shape {array.shape}; expected (height, width) or (height, width, 3)"
+        )
+    return np.repeat(array, 3 // array.shape[-1], axis=-1)
 
 
 def cls_padding(
@@ -95,8 +110,8 @@ def cls_padding(
     tile = Region(0, 0, *picture.size).cell(0, grid)
     wide, high = max(1, round(tile.right)), max(1, round(tile.bottom))
     padded = Image.new("RGB", (picture.width + wide, picture.height), "white")
-    padded.paste(picture, (wide, 0))
     ImageDraw.Draw(padded).text((wide / 2, high / 2), "CLS", fill="black", anchor="mm")
+    padded.paste(picture, (wide, 0))
     column = np.full((picture.height, wide), weights.min())
     column[:high] = cls_weight
     padded_mask = np.hstack([column, weights])

@@ -5,19 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from visualizer.analysis.arrays import to_floats
-from visualizer.errors import PictureError
+from visualizer.errors import PictureError, ShapeError
 
 __all__ = ["Region", "find_region", "open_picture", "to_picture", "to_rgb"]
 
-_SHORT_OF_EVEN = 0.02
+_SHORT_OF_EVEN: Final = 0.012
 """How far from even spacing a transform may put pixels, as a share of the side."""
+_NEAR: Final = 0.25
+"""Pixels from the edge of the picture within which an edge is taken for it."""
+_REPEATS: Final = 8
+"""How often a transform has to do the same before it counts as one without chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +62,12 @@ def open_picture(path: str | os.PathLike[str]) -> Image.Image:
 def to_rgb(picture: Image.Image) -> Image.Image:
     """Return a picture of any mode in RGB, what is transparent on white."""
     if picture.mode.startswith(("I", "F")):  # 16 bits and more: conversion alone would clip
-        values = np.asarray(picture, dtype=np.float64)
-        top = max(float(values.max(initial=0)), 1.0)
-        scale = 1.0 if top <= 255 else 255 / (65535 if top <= 65535 else top)
-        return Image.fromarray((values.clip(0) * scale).astype(np.uint8)).convert("RGB")
+        values = np.asarray(picture, dtype=np.float64).clip(0)
+        top = float(values.max(initial=0))
+        limits = (65535,) if picture.mode.startswith("I;16") else (255, 65535)
+        limits = (1, *limits) if picture.mode == "F" else limits
+        limit = next((limit for limit in limits if top <= limit), top)
+        return Image.fromarray((values * (255 / limit)).astype(np.uint8)).convert("RGB")
     if "A" in picture.getbands() or "transparency" in picture.info:
         above = picture.convert("RGBA")
         below = Image.new("RGBA", picture.size, "white")
@@ -82,8 +88,11 @@ def to_picture(image: Any) -> Image.Image:
         return to_rgb(image)
     if isinstance(image, str | os.PathLike):
         return to_rgb(open_picture(image))
-    whole = getattr(image, "dtype", None) is not None and "int" in str(image.dtype)
-    values = to_floats(image, "image")
+    dtype = str(getattr(image, "dtype", ""))
+    try:
+        values = to_floats(image, "image")
+    except ShapeError as error:
+        raise PictureError(f"not a picture: {error}") from error
     shape = values.shape
     while values.ndim > 2 and values.shape[0] == 1:
         values = values[0]
@@ -99,7 +108,9 @@ def to_picture(image: Any) -> Image.Image:
             f"image has shape {shape}; expected one picture: (height, width), "
             f"(height, width, 3) or (3, height, width)"
         )
-    top = 255 if whole or (isinstance(image, list) and values.max() > 1) else 1
+    top = 255 if "int" in dtype or (isinstance(image, list) and values.max() > 1) else 1
+    if dtype == "uint16" and values.max() > 255:
+        top = 65535
     if not np.isfinite(values).all() or values.min() < 0 or values.max() > top:
         raise PictureError(
             f"image has values from {values.min():.3g} to {values.max():.3g}; expected "
@@ -131,7 +142,7 @@ def find_region(
         return _region_of(transform, picture.size)
     if crop is None:
         return Region(0, 0, width, height)
-    if len(crop) != 4:
+    if np.shape(crop) != (4,):
         raise PictureError(f"crop is {crop!r}; expected (left, top, right, bottom), in pixels")
     left, top, right, bottom = (float(edge) for edge in crop)
     if not (0 <= left < right <= width and 0 <= top < bottom <= height):
@@ -152,18 +163,20 @@ def _region_of(transform: Callable[[Image.Image], Any], size: tuple[int, int]) -
     black, white = (_plane(transform, np.full((height, width), level)) for level in (0, 255))
     if np.shape(black) != np.shape(white) or np.abs(white - black).min() < 1e-6:
         raise PictureError(
-            "transform loses brightness: white pictures and black ones come out alike"
+            "transform gives the same for white pictures and for black ones, at least in places: "
+            "it pads, or loses brightness. Pass the picture that the model saw, without transform"
         )
     edges = []
     for axis, length in ((1, width), (0, height)):
         ramp = (np.arange(length) + 0.5) * (255 / length)
         picture = np.broadcast_to(ramp if axis == 1 else ramp[:, None], (height, width))
-        share, again = ((_plane(transform, picture) - black) / (white - black) for _ in range(2))
-        if np.abs(share - again).max() > _SHORT_OF_EVEN:
+        once, *again = (_plane(transform, picture) for _ in range(_REPEATS))
+        if any(not np.array_equal(once, plane) for plane in again):
             raise PictureError(
                 "transform is random: it treats the same picture differently from call to call. "
                 "Pass the one for evaluation"
             )
+        share = (once - black) / (white - black)
         edges.append(_edges(share, axis, length))
     (left, right), (top, bottom) = edges
     return Region(left, top, right, bottom)
@@ -174,10 +187,13 @@ def _plane(transform: Callable[[Image.Image], Any], values: NDArray[Any]) -> NDA
     gray = Image.fromarray(np.round(values).astype(np.uint8)).convert("RGB")
     made = transform(gray)
     if isinstance(made, Mapping):  # transformers' image processors
-        made = made["pixel_values"]
+        made = made.get("pixel_values")
     if isinstance(made, Image.Image):
         made = np.asarray(made.convert("RGB"))
-    array = np.asarray(to_floats(made, "what transform returns"), dtype=np.float64)
+    try:
+        array = np.asarray(to_floats(made, "what transform returns"), dtype=np.float64)
+    except ShapeError as error:
+        raise PictureError(f"transform returns no picture: {error}") from error
     while array.ndim > 3 and len(array) == 1:
         array = array[0]
     if array.ndim == 3:
@@ -201,4 +217,5 @@ def _edges(share: NDArray[np.float64], axis: int, length: int) -> tuple[float, f
             "pass the picture that the model saw, without transform"
         )
     low, high = start * length, (start + slope) * length
-    return max(low, 0.0), min(high, float(length))
+    # The ramps have 255 steps: an edge this near to the picture's is the picture's.
+    return low if low > _NEAR else 0.0, high if high < length - _NEAR else float(length)

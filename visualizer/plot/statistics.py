@@ -104,7 +104,7 @@ def plot_attention_distance(
     drawn_on.set_xlabel("layer")
     drawn_on.set_ylabel(f"mean attention distance ({unit})")
     drawn_on.set_ylim(0, 1.08 * float(np.nanmax(np.concatenate(distances), initial=0)) or 1)
-    drawn_on.xaxis.set_major_locator(MaxNLocator(integer=True))
+    drawn_on.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     drawn_on.legend(frameon=False)
     return drawn_on
 
@@ -186,12 +186,18 @@ def _draw_table(
     top = vmax if vmax is not None else float(np.nanmax(table, initial=0)) or 1.0
     shown = np.ma.masked_invalid(table)
     drawn = ax.imshow(
-        shown, cmap="cividis", vmin=0, vmax=top, aspect="auto", interpolation="nearest"
+        shown,
+        cmap="cividis",
+        vmin=0,
+        vmax=top,
+        aspect="auto",
+        origin="upper",
+        interpolation="nearest",
     )
     ax.set_xlabel("head")
     ax.set_ylabel("layer")
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True))
+        axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if table.shape[1] <= _MOST_NUMBERS:
         decimals = int(np.clip(1 - np.floor(np.log10(top)), 0, 4))
         for (layer, head), value in np.ndenumerate(table):
