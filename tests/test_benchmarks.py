@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,15 @@ TARGETS = {
     "ViT-S, get_local / by hand": 1.03,
 }
 
+POINTING = {
+    "rollout",
+    "CLS attention, last layer",
+    "control: chance",
+    "control: brightest patch",
+    "control: untrained model, rollout",
+    "control: untrained model, CLS attention",
+}
+
 
 def run(*arguments: str) -> str:
     return subprocess.run(
@@ -89,8 +99,20 @@ def test_overhead_has_every_row(tmp_path: Path) -> None:
             assert bool(row["verdict"]) == (name in TARGETS)
 
 
+def test_pointing_has_every_row() -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    table = run("pointing", "--scenes", "60")  # more than one batch
+    rows = re.findall(r"^│ (.*?) *│ *([\d.]+)% *│$", table, re.MULTILINE)
+    shares = {name: float(share) for name, share in rows}
+    assert set(shares) == POINTING
+    assert max(shares["rollout"], shares["CLS attention, last layer"]) >= 80
+    assert all(share <= 40 for name, share in shares.items() if name.startswith("control"))
+    assert re.search(r"names [\d.]+% of the digits, untrained [\d.]+%", table)
+
+
 def test_help_lists_the_benchmarks() -> None:
-    assert "overhead" in run("--help")
+    assert {"overhead", "pointing"} <= set(run("--help").split())
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import io
 import os
 import re
 import subprocess
@@ -31,30 +29,21 @@ def test_there_are_examples() -> None:
 @pytest.mark.parametrize(
     ("code", "printed"), blocks(), ids=[code.strip().splitlines()[0] for code, _ in blocks()]
 )
-def test_example(
-    code: str, printed: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_example(code: str, printed: str | None, tmp_path: Path) -> None:
     assert printed is not None, "an example prints something, so that its test can fail"
     for library in ("torch", "transformers", "timm", "matplotlib"):
         used = library in code or (library == "matplotlib" and "visualize_" in code)
         if used and importlib.util.find_spec(library) is None:
             pytest.skip(f"{library} is not installed")
-    monkeypatch.chdir(tmp_path)  # some save a figure
-    if "timm" in code:
-        assert run_beside_a_stub(code) == printed
-        return
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output):
-        exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
-    assert output.getvalue() == printed
-
-
-def run_beside_a_stub(code: str) -> str:
-    """Run code that needs torchvision, which timm imports, in a process with a stand-in for it."""
-    variables = {**os.environ, "PYTHONPATH": f"{STUBS}{os.pathsep}{ROOT}"}
-    return subprocess.run(
-        [sys.executable, "-c", code], env=variables, check=True, capture_output=True, text=True
-    ).stdout
+    stand_in = [STUBS] if "timm" in code else []  # timm imports torchvision
+    ran = subprocess.run(  # a process of its own, as a reader has
+        [sys.executable, "-c", code],
+        cwd=tmp_path,  # some save a figure
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*stand_in, ROOT]))},
+        capture_output=True,
+        text=True,
+    )
+    assert (ran.returncode, ran.stdout) == (0, printed), ran.stderr
 
 
 @pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md"])

@@ -213,10 +213,23 @@ def test_as_many_tokens_as_the_map_has(tokens: list[str]) -> None:
         visualize_head(weights(3, 3), tokens=tokens)
 
 
-def test_a_large_map() -> None:
-    ax = visualize_head(weights(1024, 1024))
-    assert ax.images[0].get_array().shape == (1024, 1024)
+def test_of_a_large_map_the_strongest_weight_of_each_block_is_drawn() -> None:
+    values = weights(1000, 1023)
+    ax = visualize_head(values)
+    (drawn,) = ax.images
+    blocks = np.pad(values, ((0, 2), (0, 0))).reshape(334, 3, 341, 3)
+    assert np.array_equal(drawn.get_array(), blocks.max(axis=(1, 3)))
+    assert drawn.get_extent() == [-0.5, 1022.5, 1001.5, -0.5]
+    assert (*ax.get_xlim(), *ax.get_ylim()) == (-0.5, 1022.5, 999.5, -0.5)
     save(ax)
+
+
+def test_of_a_large_difference_the_farthest_from_zero_is_drawn() -> None:
+    values = np.zeros((2, 800, 800))
+    values[0, 3, 5], values[1, 3, 5], values[1, 6, 6] = 0.75, 0.25, 0.5
+    shown = panels(visualize_layers(values, [0, 1]))[-1].images[0].get_array()
+    assert shown.shape == (400, 400)
+    assert (shown[1, 2], shown[3, 3], np.count_nonzero(shown)) == (-0.5, 0.5, 2)
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_what_is_transparent_is_white() -> None:
 def test_16_bits_keep_their_range() -> None:
     values = np.array([[0, 32768, 40000]], dtype=np.uint16)
     made = np.asarray(as_rgb(Image.fromarray(values)))
-    assert made[0, :, 0].tolist() == [0, 127, 155]
+    assert made[0, :, 0].tolist() == [0, 128, 156]
 
 
 def test_float_pictures_of_pillow_keep_their_range() -> None:

@@ -36,6 +36,7 @@ SMOOTH: Final = "antialiased"
 """Nearest, but where there are more values than pixels: then none is skipped."""
 WEIGHT: Final = "attention weight"
 BOX: Final = "#d55e00"  # vermilion, from Okabe & Ito's palette for every kind of colour vision
+_MOST_CELLS: Final = 400  # in a row or a column; about as many pixels has a figure of one head
 _MOST_LABELS: Final = 64
 _LONGEST_LABEL: Final = 20
 
@@ -43,18 +44,27 @@ _LONGEST_LABEL: Final = 20
 def draw_matrix(
     ax: Axes, weights: Floats, *, vmax: float | None = None, cmap: Any = "viridis"
 ) -> AxesImage:
-    """Draw weights, queries from the top down and keys from left to right."""
+    """Draw weights, queries from the top down and keys from left to right.
+
+    Of more than 400 queries or keys, the strongest weight of each block of neighbours is drawn: an
+    average over a pixel would hide the one key that all attend to.
+    """
+    queries, keys = weights.shape
+    blocks = [-(-count // _MOST_CELLS) for count in weights.shape]
+    shown = _strongest(weights, *blocks)
+    bottom, right = (count * block for count, block in zip(shown.shape, blocks, strict=True))
     image = ax.imshow(
-        weights,
+        shown,
         cmap=cmap,
         vmin=0,
         vmax=_top(weights, vmax),
-        aspect="auto",
+        aspect="equal" if queries == keys else "auto",
+        extent=(-0.5, right - 0.5, bottom - 0.5, -0.5),
         origin="upper",
         interpolation=SMOOTH,
     )
-    if weights.shape[0] == weights.shape[1]:
-        ax.set_aspect("equal")
+    ax.set_xlim(-0.5, keys - 0.5)
+    ax.set_ylim(queries - 0.5, -0.5)
     ax.set_xlabel("key")
     ax.set_ylabel("query")
     return image
@@ -166,6 +176,18 @@ def printable(token: Any) -> str:
     return shown if len(shown) <= _LONGEST_LABEL else shown[: _LONGEST_LABEL - 1] + "…"
 
 
+def _strongest(values: Floats, rows: int, columns: int) -> Floats:
+    """Return the value farthest from 0 of each block of `rows` × `columns`."""
+    if rows == columns == 1:
+        return values
+    starts = np.arange(0, values.shape[0], rows), np.arange(0, values.shape[1], columns)
+    most, least = (
+        extreme.reduceat(extreme.reduceat(values, starts[0], axis=0), starts[1], axis=1)
+        for extreme in (np.maximum, np.minimum)
+    )
+    return np.where(most >= -least, most, least)
+
+
 def _labels(tokens: Sequence[Any], count: int, axis: str) -> tuple[NDArray[np.intp], list[str]]:
     tokens = tokens.tolist() if hasattr(tokens, "tolist") else list(tokens)
     if len(tokens) != count:
@@ -185,6 +207,6 @@ def _top(weights: Floats, vmax: float | None) -> float:
     """Return the end of the scale; above its start even where all weights are zero."""
     if vmax is None:
         return float(weights.max()) or 1.0
-    if not vmax > 0:
+    if not vmax >= 0:
         raise OutOfRangeError(f"vmax is {vmax}; expected the weight at the upper end, above 0")
-    return float(vmax)
+    return float(vmax) or 1.0

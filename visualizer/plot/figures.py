@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import matplotlib.axes
 import matplotlib.figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 __all__ = ["Axes", "Figure", "axes_of", "new_axes", "new_figure"]
 
@@ -48,7 +49,7 @@ def new_figure(width: float, height: float) -> Figure:
     what a screen can show.
     """
     size = (min(max(width, _SMALLEST[0]), _LARGEST), min(max(height, _SMALLEST[1]), _LARGEST))
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
     shell = _notebook()
     if shell is not None:
         shell.events.register("post_execute", _show_waiting)  # a second time does nothing

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import matplotlib.axes
 import matplotlib.figure
@@ -26,6 +26,9 @@ from visualizer.plot.maps import Head, check_index, one_map
 from visualizer.plot.pictures import Region, find_region, to_picture
 
 __all__ = ["highlight_grid", "visualize_grid_to_grid", "visualize_grid_to_grid_with_cls"]
+
+_SCALE_WIDTH: Final = 1.2
+"""Inches for the colorbar."""
 
 Crop = tuple[float, float, float, float]
 Transform = Callable[[Image.Image], Any]
@@ -154,8 +157,10 @@ def visualize_grid_to_grid_with_cls(
         ax.set_xlim(min(tile.left for tile in tiles), picture.width)
         ax.set_ylim(max(picture.height, max(tile.bottom for tile in tiles)), 0)
         ax.set_frame_on(False)
+    left, right = axes[0].get_xlim()
+    points = 72 * (figure.get_figwidth() - _SCALE_WIDTH) / len(axes) / (right - left)
     for name, tile, weight in zip(names, tiles, row[:prefix_tokens], strict=True):
-        _write(axes[0], tile, name)
+        _write(axes[0], tile, name, points)
         draw_overlay(axes[1], np.full((1, 1), weight), tile, alpha=alpha, vmax=top, mode=mode)
     mask = row[prefix_tokens:].reshape(grid)
     drawn = draw_overlay(axes[1], mask, region, alpha=alpha, vmax=top, mode=mode)
@@ -234,7 +239,7 @@ def _two_panels(
     """Return a figure and two axes that suit the shape of a picture."""
     shape = picture.height / picture.width
     width = 4.6 if shape <= 1 else 4.6 / min(shape, 2.5)
-    figure = new_figure(2 * width + 1.2, max(1.6, width * shape) + 0.5)
+    figure = new_figure(2 * width + _SCALE_WIDTH, max(1.6, width * shape) + 0.5)
     return figure, list(new_axes(figure, 1, 2))
 
 
@@ -252,11 +257,13 @@ def _tiles(count: int, region: Region, grid: tuple[int, int]) -> list[Region]:
     return places
 
 
-def _write(ax: matplotlib.axes.Axes, tile: Region, name: str) -> None:
+def _write(ax: matplotlib.axes.Axes, tile: Region, name: str, points: float) -> None:
+    """Draw a tile with its name, small enough to fit; a pixel of the picture is `points` wide."""
     size = tile.right - tile.left, tile.bottom - tile.top
     ax.add_patch(Rectangle((tile.left, tile.top), *size, facecolor="white", edgecolor="gray"))
     middle = (tile.left + tile.right) / 2, (tile.top + tile.bottom) / 2
-    ax.text(*middle, name, ha="center", va="center", fontsize=7, color="black", clip_on=True)
+    fitting = min(7, 0.45 * points * size[0], 0.9 * points * size[1])
+    ax.text(*middle, name, ha="center", va="center", fontsize=fitting, color="black", clip_on=True)
 
 
 def _show_crop(ax: matplotlib.axes.Axes, region: Region, picture: Image.Image) -> None:

@@ -67,7 +67,7 @@ def to_rgb(picture: Image.Image) -> Image.Image:
         limits = (65535,) if picture.mode.startswith("I;16") else (255, 65535)
         limits = (1, *limits) if picture.mode == "F" else limits
         limit = next((limit for limit in limits if top <= limit), top)
-        return Image.fromarray((values * (255 / limit)).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(np.round(values * (255 / limit)).astype(np.uint8)).convert("RGB")
     if "A" in picture.getbands() or "transparency" in picture.info:
         above = picture.convert("RGBA")
         below = Image.new("RGBA", picture.size, "white")
