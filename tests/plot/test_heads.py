@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.plot.samples import colorbars, np, panels, save, weights
-from visualizer.errors import ShapeError
+from visualizer.errors import OutOfRangeError, ShapeError
 from visualizer.plot import visualize_head, visualize_heads, visualize_layers
 
 HOSTILE = ["$x_{$", "\n", "<script>", "", "  ", "a" * 500, "$\\frac{1}$", "\x00", "\ud800", "%s\\n"]
@@ -116,6 +116,12 @@ def test_each_head_has_its_scale_or_all_have_one() -> None:
     figure = visualize_heads(values, shared_scale=True)
     assert {ax.images[0].get_clim() for ax in panels(figure)} == {(0, values.max())}
     assert len(colorbars(figure)) == 1
+
+
+@pytest.mark.parametrize("vmax", [0, -1, float("nan")])
+def test_a_scale_ends_above_zero(vmax: float) -> None:
+    with pytest.raises(OutOfRangeError, match=f"vmax is {vmax}; expected .* above 0"):
+        visualize_head(weights(3, 3), vmax=vmax)
 
 
 def test_weights_that_are_all_zero_have_a_scale() -> None:

@@ -26,8 +26,10 @@ __all__ = [
     "draw_overlay",
     "draw_picture",
     "label_tokens",
+    "largest",
     "printable",
     "show_scale",
+    "strongest",
 ]
 
 Mode = Literal["overlay", "dim"]
@@ -51,7 +53,8 @@ def draw_matrix(
     """
     queries, keys = weights.shape
     blocks = [-(-count // _MOST_CELLS) for count in weights.shape]
-    shown = _strongest(weights, *blocks)
+    starts = (np.arange(0, *of) for of in zip(weights.shape, blocks, strict=True))
+    shown = weights if blocks == [1, 1] else strongest(weights, *starts)
     bottom, right = (count * block for count, block in zip(shown.shape, blocks, strict=True))
     image = ax.imshow(
         shown,
@@ -167,6 +170,22 @@ def label_tokens(
         ax.set_xticks(places, labels, fontsize=size, rotation=90, parse_math=False)
 
 
+def largest(*maps: Floats) -> float:
+    """Return the largest weight of all, for the end of a scale; 1 where all are zero."""
+    return max(float(weights.max()) for weights in maps) or 1.0
+
+
+def strongest(
+    values: Floats, query_starts: NDArray[np.intp], key_starts: NDArray[np.intp]
+) -> Floats:
+    """Return the value farthest from 0 of each block; blocks begin where it is said."""
+    most, least = (
+        extreme.reduceat(extreme.reduceat(values, query_starts, axis=0), key_starts, axis=1)
+        for extreme in (np.maximum, np.minimum)
+    )
+    return np.where(most >= -least, most, least)
+
+
 def printable(token: Any) -> str:
     """Return a token in one line of visible characters, at most 20 of them."""
     text = str(token)
@@ -174,18 +193,6 @@ def printable(token: Any) -> str:
     if not shown.strip():
         shown = repr(shown)
     return shown if len(shown) <= _LONGEST_LABEL else shown[: _LONGEST_LABEL - 1] + "…"
-
-
-def _strongest(values: Floats, rows: int, columns: int) -> Floats:
-    """Return the value farthest from 0 of each block of `rows` × `columns`."""
-    if rows == columns == 1:
-        return values
-    starts = np.arange(0, values.shape[0], rows), np.arange(0, values.shape[1], columns)
-    most, least = (
-        extreme.reduceat(extreme.reduceat(values, starts[0], axis=0), starts[1], axis=1)
-        for extreme in (np.maximum, np.minimum)
-    )
-    return np.where(most >= -least, most, least)
 
 
 def _labels(tokens: Sequence[Any], count: int, axis: str) -> tuple[NDArray[np.intp], list[str]]:
@@ -204,9 +211,9 @@ def _size(labels: int) -> float:
 
 
 def _top(weights: Floats, vmax: float | None) -> float:
-    """Return the end of the scale; above its start even where all weights are zero."""
+    """Return the end of the scale."""
     if vmax is None:
-        return float(weights.max()) or 1.0
-    if not vmax >= 0:
+        return largest(weights)
+    if not vmax > 0:
         raise OutOfRangeError(f"vmax is {vmax}; expected the weight at the upper end, above 0")
-    return float(vmax) or 1.0
+    return float(vmax)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import matplotlib.axes
@@ -19,19 +19,17 @@ from visualizer.plot.drawing import (
     draw_box,
     draw_overlay,
     draw_picture,
+    largest,
     show_scale,
 )
 from visualizer.plot.figures import new_axes, new_figure
 from visualizer.plot.maps import Head, check_index, one_map
-from visualizer.plot.pictures import Region, find_region, to_picture
+from visualizer.plot.pictures import Crop, Region, Transform, find_region, to_picture
 
 __all__ = ["highlight_grid", "visualize_grid_to_grid", "visualize_grid_to_grid_with_cls"]
 
 _SCALE_WIDTH: Final = 1.2
 """Inches for the colorbar."""
-
-Crop = tuple[float, float, float, float]
-Transform = Callable[[Image.Image], Any]
 
 
 def visualize_grid_to_grid(
@@ -151,7 +149,7 @@ def visualize_grid_to_grid_with_cls(
     names = ["CLS", *(f"+{number}" for number in range(1, prefix_tokens))]
 
     figure, axes = _two_panels(picture)
-    top = float(row.max())
+    top = largest(row)
     for ax in axes:
         draw_picture(ax, picture)
         ax.set_xlim(min(tile.left for tile in tiles), picture.width)

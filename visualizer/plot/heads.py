@@ -10,7 +10,7 @@ import matplotlib.figure
 import numpy as np
 
 from visualizer.errors import OutOfRangeError, ShapeError
-from visualizer.plot.drawing import WEIGHT, draw_matrix, label_tokens, show_scale
+from visualizer.plot.drawing import WEIGHT, draw_matrix, label_tokens, largest, show_scale
 from visualizer.plot.figures import axes_of, new_axes, new_figure
 from visualizer.plot.maps import Head, check_index, heads_of, list_of_layers, one_map
 
@@ -84,7 +84,7 @@ def visualize_heads(
     heads = heads_of(att_map, item)
     panels = [(f"Head {index}", weights) for index, weights in enumerate(heads)]
     panels.append(("Head Average", heads.mean(axis=0)))
-    vmax = float(heads.max()) if shared_scale else None
+    vmax = largest(heads) if shared_scale else None
     side = _side(heads.shape[1:], tokens, 2.4)
     figure, axes = panels_for(len(panels), cols, side * 1.25, side)
     for ax, (title, weights) in zip(axes, panels, strict=True):
@@ -146,7 +146,7 @@ def visualize_layers(
     count = len(chosen) + difference
     side = _side(chosen[0].shape, tokens, 3.0)
     figure, axes = panels_for(count, cols, side * 1.15, side)
-    vmax = max(float(weights.max()) for weights in chosen)
+    vmax = largest(*chosen)
     for ax, layer, weights in zip(axes, layers, chosen, strict=False):
         drawn = draw_matrix(ax, weights, vmax=vmax)
         ax.set_title(f"Layer {layer}")

@@ -39,7 +39,7 @@ def one_map(
             )
         index = check_index(head or 0, len(heads), "head")
         heads = heads[index : index + 1]
-    check_weights(heads, name, parts=True)
+    _check(heads, name)
     return heads.mean(axis=0)
 
 
@@ -52,15 +52,22 @@ def heads_of(values: Any, item: int | None = None, *, name: str = "att_map") -> 
         OutOfRangeError: An item that does not exist.
     """
     heads = _item_of(values, item, name)
-    check_weights(heads, name, parts=True)
+    _check(heads, name)
     return heads
 
 
 def every_item(values: Any, *, name: str = "att_map") -> Floats:
     """Return the maps of one layer, shape `(batch, head, query, key)`."""
     batch = _batch(values, name)
-    check_weights(batch, name, parts=True)
+    _check(batch, name)
     return batch
+
+
+def _check(array: Floats, name: str) -> None:
+    """Make sure that rows are weights or parts of some; messages leave axes of size 1 out."""
+    while array.ndim > 2 and len(array) == 1:
+        array = array[0]
+    check_weights(array, name, parts=True)
 
 
 def _item_of(values: Any, item: int | None, name: str) -> Floats:

@@ -10,7 +10,7 @@ from matplotlib.colors import Normalize, PowerNorm
 
 from visualizer.analysis.arrays import Floats
 from visualizer.errors import OutOfRangeError
-from visualizer.plot.drawing import SMOOTH, WEIGHT, show_scale
+from visualizer.plot.drawing import SMOOTH, WEIGHT, show_scale, strongest
 from visualizer.plot.figures import axes_of
 from visualizer.plot.maps import layers_of
 
@@ -82,11 +82,6 @@ def visualize_mosaic(
 
 def fit(weights: Floats, side: int) -> Floats:
     """Bring a map to `side` × `side`: the largest of each block, or pixels repeated."""
-    for axis in (0, 1):
-        count = weights.shape[axis]
-        if count > side:
-            starts = np.arange(side) * count // side
-            weights = np.maximum.reduceat(weights, starts, axis=axis)
-        elif count < side:
-            weights = np.take(weights, np.arange(side) * count // side, axis=axis)
-    return weights
+    starts = [np.arange(min(side, count)) * count // min(side, count) for count in weights.shape]
+    rows, columns = (np.arange(side) * len(each) // side for each in starts)
+    return strongest(weights, *starts)[rows[:, None], columns]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import matplotlib.axes
 import matplotlib.figure
 import numpy as np
-from PIL import Image
 
 from visualizer.analysis.arrays import Floats
 from visualizer.analysis.grids import Grid, check_grid
@@ -18,12 +16,9 @@ from visualizer.plot.drawing import Mode, draw_overlay, draw_picture, show_scale
 from visualizer.plot.figures import axes_of
 from visualizer.plot.heads import panels_for
 from visualizer.plot.maps import check_index, heads_of, layers_of
-from visualizer.plot.pictures import find_region, to_picture
+from visualizer.plot.pictures import Crop, Transform, find_region, to_picture
 
 __all__ = ["visualize_cls", "visualize_rollout"]
-
-Crop = tuple[float, float, float, float]
-Transform = Callable[[Image.Image], Any]
 
 
 def visualize_cls(

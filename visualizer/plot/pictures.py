@@ -14,7 +14,20 @@ from PIL import Image, UnidentifiedImageError
 from visualizer.analysis.arrays import to_floats
 from visualizer.errors import PictureError, ShapeError
 
-__all__ = ["Region", "find_region", "open_picture", "to_picture", "to_rgb"]
+__all__ = [
+    "Crop",
+    "Region",
+    "Transform",
+    "find_region",
+    "open_picture",
+    "to_picture",
+    "to_rgb",
+]
+
+Crop = tuple[float, float, float, float]
+"""Left, top, right, bottom, in pixels."""
+Transform = Callable[[Image.Image], Any]
+"""What makes a model's input of a picture."""
 
 _SHORT_OF_EVEN: Final = 0.012
 """How far from even spacing a transform may put pixels, as a share of the side."""
@@ -122,8 +135,8 @@ def to_picture(image: Any) -> Image.Image:
 
 def find_region(
     picture: Image.Image,
-    crop: tuple[float, float, float, float] | None,
-    transform: Callable[[Image.Image], Any] | None,
+    crop: Crop | None,
+    transform: Transform | None,
 ) -> Region:
     """Return the part of the picture that the model saw.
 
