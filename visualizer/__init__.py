@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from visualizer._capture.get_local import get_local as get_local
     from visualizer._capture.snapshot import Reference as Reference
+    from visualizer.attention import AttentionMap as AttentionMap
+    from visualizer.captured import capture as capture
     from visualizer.plot import cls_padding as cls_padding
     from visualizer.plot import gray2rgb as gray2rgb
     from visualizer.plot import grid_show as grid_show
@@ -23,8 +25,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "AttentionMap",
     "Reference",
     "__version__",
+    "capture",
     "cls_padding",
     "get_local",
     "gray2rgb",
@@ -37,7 +41,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AttentionMap": "visualizer.attention",
     "Reference": "visualizer._capture.snapshot",
+    "capture": "visualizer.captured",
     "get_local": "visualizer._capture.get_local",
     "cls_padding": "visualizer.plot",
     "gray2rgb": "visualizer.plot",

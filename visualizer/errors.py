@@ -9,14 +9,18 @@ from __future__ import annotations
 
 __all__ = [
     "AmbiguousKeyError",
+    "CaptureBudgetError",
     "CaptureWarning",
     "CodeReplacedError",
+    "MapRefusedError",
+    "MapTooLargeError",
     "MissingDependencyError",
     "ModelError",
     "NotInstrumentableError",
     "NotWeightsError",
     "OutOfRangeError",
     "OutputFolderError",
+    "OverwrittenError",
     "PictureError",
     "RewriteCheckError",
     "ShapeError",
@@ -24,6 +28,7 @@ __all__ = [
     "TargetNotFoundError",
     "UnknownKeyError",
     "UnknownLocalError",
+    "UnknownModuleError",
     "UnsupportedPythonError",
     "VisualizerError",
 ]
@@ -96,6 +101,26 @@ class ModelError(VisualizerError, RuntimeError):
 
 class OutputFolderError(VisualizerError, OSError):
     """A folder can't be made or written."""
+
+
+class CaptureBudgetError(VisualizerError, MemoryError):
+    """A capture reached its `max_bytes`; what was taken before stays readable."""
+
+
+class MapTooLargeError(VisualizerError, MemoryError):
+    """A whole attention map takes more memory than allowed; rows and statistics take little."""
+
+
+class MapRefusedError(VisualizerError, RuntimeError):
+    """An attention map can't be rebuilt exactly, or disagrees with the model's own output."""
+
+
+class OverwrittenError(VisualizerError, RuntimeError):
+    """The program has written into the memory of a tensor that was kept by reference."""
+
+
+class UnknownModuleError(VisualizerError, LookupError):
+    """No module of the model has that path, or a pattern matches none."""
 
 
 class MissingDependencyError(VisualizerError, ImportError):

@@ -35,10 +35,15 @@ class EagerStance:
         self._waiting: _ImportHook | None = None
         self._stance: Any = None
         self._has_notified = False
+        self._owners: set[object] = set()
 
-    def keep(self, needed: bool) -> None:
-        """Take the stance, or give back the one from before."""
-        if not needed:
+    def keep(self, needed: bool, owner: object = "get_local") -> None:
+        """Take the stance for somebody, or give back the one from before once nobody needs it."""
+        if needed:
+            self._owners.add(owner)
+        else:
+            self._owners.discard(owner)
+        if not self._owners:
             self._give_back()
         elif self._stance is None and self._waiting is None:
             if _COMPILER in sys.modules:

@@ -1,0 +1,1 @@
+"""One with-block of `capture()`: what it takes, and the record of that."""

@@ -1,0 +1,87 @@
+"""Say why a capture has not what was asked for."""
+
+from __future__ import annotations
+
+from visualizer._block.attention_tap import AttentionTap
+from visualizer._block.locals_tap import TappedFunction
+from visualizer._block.modules_tap import TappedModule
+from visualizer._block.sites import Site
+
+__all__ = ["explain_attention", "explain_function", "explain_module"]
+
+
+def explain_function(tapped: TappedFunction) -> list[str]:
+    """Say what is missing of a function's locals."""
+    called = any(site.calls for site in tapped.sites.values())
+    if not called and tapped.foreign:
+        return [
+            f"{tapped.qualname}() returned {tapped.foreign}×, but not in a call of the model that "
+            f"capture() was given"
+        ]
+    if not called:
+        return [
+            f"{tapped.qualname}() never returned while the block was open. Did the model run "
+            f"inside the block, and does it call this very function?"
+        ]
+    found = []
+    for name, site in tapped.sites.items():
+        if site.unbound:
+            found.append(
+                f"{name!r} of {tapped.qualname}() was never bound in {site.unbound} of "
+                f"{site.calls} calls: a branch that does not assign it was taken, in attention "
+                f"code that of the fused kernel, which attention=True sees"
+            )
+        found += _troubles(site)
+    return found
+
+
+def explain_module(path: str, tapped: TappedModule) -> list[str]:
+    """Say what is missing of a module's outputs."""
+    if tapped.output.calls == 0:
+        return [
+            f"the module {path!r} was never called while the block was open. Modules inside a "
+            f"fused layer are not, and what is called as module.forward(…) is not seen"
+        ]
+    return _troubles(tapped.output) + ([] if tapped.input is None else _troubles(tapped.input))
+
+
+def explain_attention(tap: AttentionTap, has_model: bool) -> list[str]:
+    """Say what is missing of attention."""
+    found = []
+    for (where, reason), times in tap.unseen.items():
+        how_often = f"{times}×, " if times else ""
+        found.append(f"attention of {where!r} was out of sight: {how_often}{reason}")
+    for site in tap.sites.values():
+        if site.refused is not None:
+            found.append(f"{site.refused} disagrees with the model's output; the site stopped")
+        if site.over_budget is not None:
+            found.append(f"attention of {site.name!r} stopped: {site.over_budget}")
+    if tap.error is not None:
+        found.append(f"recording attention raised {type(tap.error).__name__}: {tap.error}")
+    if not tap.maps and not found:
+        found.append(_no_attention(tap, has_model))
+    return found
+
+
+def _no_attention(tap: AttentionTap, has_model: bool) -> str:
+    if tap.foreign:
+        return (
+            f"{tap.foreign} attention calls were seen, but none in a call of the model that "
+            f"capture() was given"
+        )
+    who = "the model" if has_model else "a model"
+    return (
+        f"no attention call was seen. Did {who} run inside the block, as Python? Seen are "
+        f"scaled_dot_product_attention, torch.nn's layers, transformers' attention functions and, "
+        f"as a fallback, softmax; kernels that are called directly (flash_attn, xformers) are not"
+    )
+
+
+def _troubles(site: Site) -> list[str]:
+    found = [f"{site.name} was not recorded {n}×, because {why}" for why, n in site.reasons.items()]
+    if site.error is not None:
+        kind = type(site.error).__name__
+        found.append(f"recording {site.name} raised {kind}: {site.error}")
+    if site.over_budget is not None:
+        found.append(f"{site.name} stopped: {site.over_budget}")
+    return found

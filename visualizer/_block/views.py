@@ -1,0 +1,191 @@
+"""What users read a capture through: mappings and a sequence, with explanations."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, overload
+
+from visualizer._block.attention_tap import AttentionTap
+from visualizer._block.entry import Entry
+from visualizer._block.locals_tap import TappedFunction
+from visualizer._block.modules_tap import TappedModule
+from visualizer.attention import AttentionMap
+from visualizer.errors import AmbiguousKeyError, OutOfRangeError, UnknownKeyError
+
+__all__ = ["AttentionView", "FunctionView", "LocalsView", "ModulesView"]
+
+
+class _View(Mapping[str, Any]):
+    """A read-only mapping that says what there is when a key does not fit."""
+
+    _what = "captured"
+
+    def _known(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _unknown(self, key: object) -> str:
+        known = list(self._known())
+        if not known:
+            return f"{self._what} is empty; {key!r} was not asked for in capture()"
+        near = difflib.get_close_matches(str(key), known, n=3, cutoff=0.3) or known[:5]
+        return f"{self._what} has no {key!r}; it has {', '.join(map(repr, near))}" + (
+            f" and {len(known) - len(near)} more" if len(known) > len(near) else ""
+        )
+
+    def __getitem__(self, key: str) -> Any:
+        try:
+            return self._known()[key]
+        except (KeyError, TypeError):
+            raise UnknownKeyError(self._unknown(key)) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known())
+
+    def __len__(self) -> int:
+        return len(self._known())
+
+    def __repr__(self) -> str:
+        return f"<{self._what}: {', '.join(self._known()) or 'nothing'}>"
+
+
+class FunctionView(_View):
+    """The captured locals of one function: `{variable: [entry, …]}`."""
+
+    def __init__(self, tapped: TappedFunction) -> None:
+        self._tapped = tapped
+        self._what = f"captured.locals[{tapped.qualname!r}]"
+
+    def _known(self) -> dict[str, list[Entry]]:
+        return {name: site.entries for name, site in self._tapped.sites.items()}
+
+
+class LocalsView(_View):
+    """The captured functions: `{"Attention.forward": {variable: [entry, …]}}`.
+
+    Where two functions share a qualified name, their module stands before it, as
+    `"module:Attention.forward"`; any function may be asked for in this spelling.
+    """
+
+    _what = "captured.locals"
+
+    def __init__(self, functions: Sequence[TappedFunction]) -> None:
+        self._functions = functions
+
+    def _known(self) -> dict[str, FunctionView]:
+        names = [tapped.qualname for tapped in self._functions]
+        return {
+            tapped.qualname if names.count(tapped.qualname) == 1 else tapped.key: FunctionView(
+                tapped
+            )
+            for tapped in self._functions
+        }
+
+    def __getitem__(self, key: str) -> FunctionView:
+        fitting = [tapped for tapped in self._functions if key in (tapped.qualname, tapped.key)]
+        if len(fitting) == 1:
+            return FunctionView(fitting[0])
+        if fitting:
+            choices = ", ".join(repr(tapped.key) for tapped in fitting)
+            raise AmbiguousKeyError(
+                f"captured.locals[{key!r}] fits more than one function; write one of {choices}"
+            )
+        raise UnknownKeyError(self._unknown(key))
+
+
+class ModulesView(_View):
+    """The captured modules: `{path: [entry, …]}`."""
+
+    def __init__(self, what: str, entries: Callable[[], dict[str, list[Entry]]]) -> None:
+        self._what = what
+        self._entries = entries
+
+    def _known(self) -> dict[str, list[Entry]]:
+        return self._entries()
+
+
+def outputs_of(modules: Mapping[str, TappedModule]) -> dict[str, list[Entry]]:
+    """Return the outputs of modules."""
+    return {path: tapped.output.entries for path, tapped in modules.items()}
+
+
+def inputs_of(modules: Mapping[str, TappedModule]) -> dict[str, list[Entry]]:
+    """Return what modules were called with."""
+    return {
+        path: tapped.input.entries for path, tapped in modules.items() if tapped.input is not None
+    }
+
+
+class AttentionView(Sequence[AttentionMap]):
+    """The captured attention maps: by number in the order of the calls, or by module path.
+
+    Args:
+        tap: What recorded them; None if attention was not asked for.
+        explain: Says why there is nothing.
+    """
+
+    def __init__(self, tap: AttentionTap | None, explain: Callable[[], str]) -> None:
+        self._tap = tap
+        self._explain = explain
+
+    @property
+    def layers(self) -> list[list[AttentionMap]]:
+        """The maps of each module that attends, in order of first appearance."""
+        return [list(site.maps) for site in self._sites().values()]
+
+    @property
+    def paths(self) -> list[str]:
+        """Their module paths."""
+        return list(self._sites())
+
+    def _sites(self) -> dict[str, Any]:
+        sites = {} if self._tap is None else dict(self._tap.sites)
+        return {path: site for path, site in sites.items() if path is not None}
+
+    def _maps(self) -> list[AttentionMap]:
+        return [] if self._tap is None else self._tap.maps
+
+    @overload
+    def __getitem__(self, index: int) -> AttentionMap: ...
+    @overload
+    def __getitem__(self, index: slice | str) -> list[AttentionMap]: ...
+    def __getitem__(self, index: int | slice | str) -> AttentionMap | list[AttentionMap]:
+        maps = self._maps()
+        if isinstance(index, str):
+            return self._of_path(index)
+        try:
+            return maps[index]
+        except IndexError:
+            if maps:
+                raise OutOfRangeError(
+                    f"captured.attention[{index}]: {len(maps)} attention calls were captured, 0 to "
+                    f"{len(maps) - 1}"
+                ) from None
+            raise OutOfRangeError(f"no attention was captured: {self._explain()}") from None
+
+    def _of_path(self, path: str) -> list[AttentionMap]:
+        sites = self._sites()
+        if path in sites:
+            return list(sites[path].maps)
+        fitting = [known for known in sites if known.endswith(f".{path}")]
+        if len(fitting) == 1:
+            return list(sites[fitting[0]].maps)
+        if not sites:
+            raise UnknownKeyError(f"no attention was captured: {self._explain()}")
+        near = fitting or difflib.get_close_matches(path, sites, n=3, cutoff=0.3)
+        raise UnknownKeyError(
+            f"no attention of a module {path!r} was captured. "
+            + (f"Near it: {', '.join(map(repr, near))}. " if near else "")
+            + "captured.attention.paths lists the modules"
+        )
+
+    def __len__(self) -> int:
+        return len(self._maps())
+
+    def __iter__(self) -> Iterator[AttentionMap]:
+        return iter(list(self._maps()))
+
+    def __repr__(self) -> str:
+        if not self._maps():
+            return f"<captured.attention, empty: {self._explain()}>"
+        return f"<captured.attention: {len(self)} maps of {len(self.layers)} modules>"

@@ -1,0 +1,1 @@
+"""See attention where it is computed, without changing what is computed."""

@@ -1,0 +1,89 @@
+"""Tensors of the program, kept by reference where that is safe, copied where it is not."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from visualizer.errors import OverwrittenError
+
+__all__ = ["Kept", "hold", "keep", "why_no_value"]
+
+_SLACK = 1.05
+"""How much larger than a tensor its storage may be before a copy is the cheaper thing to keep."""
+
+
+def hold(tensor: Tensor) -> Tensor:
+    """Return a tensor that stays readable, without its autograd graph.
+
+    It is the program's own memory, and its `_version` tells whether that was written to. It is a
+    copy where there is no `_version` (inference mode) and where the storage is much larger than
+    the tensor, as with a part of a fused projection, which would keep the rest alive.
+    """
+    kept = tensor.detach()
+    if kept.is_inference():
+        return kept.clone()
+    size = kept.numel() * kept.element_size()
+    return kept.clone() if kept.untyped_storage().nbytes() > _SLACK * size + 64 else kept
+
+
+class Kept:
+    """Tensors kept by reference, that tell when they were written to.
+
+    Args:
+        tensors: As `hold` returned them.
+    """
+
+    __slots__ = ("_versions", "tensors")
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self.tensors = tensors
+        self._versions = [None if t.is_inference() else t._version for t in tensors]
+
+    def read(self) -> tuple[Tensor, ...]:
+        """Return them.
+
+        Raises:
+            OverwrittenError: The program has written to one since.
+        """
+        for tensor, version in zip(self.tensors, self._versions, strict=True):
+            if version is not None and tensor._version != version:
+                raise OverwrittenError(
+                    f"the program has written into a tensor of shape {tuple(tensor.shape)} since "
+                    "it was kept by reference, so the attention map can't be rebuilt. Capture with "
+                    "keep='rows', or read the map before that"
+                )
+        return self.tensors
+
+
+def keep(*tensors: Tensor) -> Kept:
+    """Hold several tensors."""
+    return Kept(*map(hold, tensors))
+
+
+def why_no_value(*tensors: Tensor | None) -> str | None:
+    """Say why tensors can't be kept: they stand for values that are not there yet. Or None."""
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            return "it ran under torch.func (vmap, grad), where a tensor stands for others"
+        if type(tensor).__name__ in {"FakeTensor", "FunctionalTensor"} or tensor.is_meta:
+            return "its tensors have no values (meta device, or traced)"
+    return None
+
+
+def storage_sizes(tensors: tuple[Tensor, ...]) -> dict[int, int]:
+    """Return the bytes of the distinct storages, by address."""
+    sizes = {}
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+    return sizes
+
+
+def nbytes_of(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    """Return the bytes of a tensor."""
+    return math.prod(shape) * dtype.itemsize

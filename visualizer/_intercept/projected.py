@@ -1,0 +1,286 @@
+"""torch.nn's fused layers, which project queries and keys where nobody sees them.
+
+What goes into a layer is kept, and its projections are computed again when the map is read.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from visualizer._intercept.check import indices, largest, score_size, some_rows
+from visualizer._intercept.holding import Kept, keep
+from visualizer._intercept.observation import Held, Observation
+from visualizer._intercept.observers import inside, is_inside
+from visualizer._intercept.telling import tell
+from visualizer.attention import AttentionCall, Mask
+from visualizer.attention.rows import weights_of_rows
+
+__all__ = ["make_encoder_layer", "make_native_multi_head"]
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class _Rest:
+    """What an encoder layer does beside attention.
+
+    Attributes:
+        tensors: Weight and bias of the two norms and the two linear layers.
+    """
+
+    use_gelu: bool
+    norm_first: bool
+    eps: float
+    tensors: tuple[Tensor, ...]
+
+    def norm(self, index: int, x: Tensor) -> Tensor:
+        weight, bias = self.tensors[2 * index : 2 * index + 2]
+        return functional.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        activation = functional.gelu if self.use_gelu else functional.relu
+        first, first_bias, second, second_bias = self.tensors[4:]
+        return functional.linear(
+            activation(functional.linear(x, first, first_bias)), second, second_bias
+        )
+
+    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Return what the layer makes of its input and of what attention returns for it."""
+        if self.norm_first:
+            x = x + attended
+            return x + self.feed_forward(self.norm(1, x))
+        x = self.norm(0, x + attended)
+        return self.norm(1, x + self.feed_forward(x))
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class _ProjectedObservation(Observation):
+    """A call of a fused layer of self-attention.
+
+    Attributes:
+        x: Input, shape `(batch, token, embed)`.
+        weights: in_proj weight and bias, out_proj weight and bias.
+        lengths: How many tokens each item has; None where all have all.
+        rest: What an encoder layer does beside attention; None for attention alone.
+    """
+
+    x: Tensor
+    output: Tensor
+    heads: int
+    weights: tuple[Tensor, Tensor, Tensor, Tensor]
+    mask: Tensor | None
+    mask_type: int | None
+    lengths: Tensor | None
+    rest: _Rest | None = None
+
+    def nbytes(self) -> tuple[int, int]:
+        return self.x.numel() * self.x.element_size(), 4 * math.prod(self.shape)
+
+    def hold(self) -> Held:
+        rest = () if self.rest is None else self.rest.tensors
+        kept = keep(self.x, *self.weights, *rest)
+        layer = _Layer(kept, self.heads, self._mask(), self.rest)
+        shortest = self.shape[2] if self.lengths is None else int(self.lengths.min())
+        rows = some_rows(shortest)
+        got = self.output[:, rows].detach().clone()
+        check = _LayerCheck(layer, rows, got) if got.numel() else None
+        return Held(
+            read=layer.call,
+            tensors=(kept.tensors[0], *layer.mask.tensors(), got),
+            check=check,
+            mask=layer.mask,
+        )
+
+    def _mask(self) -> Mask:
+        if self.lengths is not None:
+            return _within(self.lengths, self.shape[2])
+        if self.mask is None:
+            return Mask()
+        hidden = self.mask if self.mask.dtype == torch.bool else self.mask != 0
+        if self.mask_type == 1:
+            hidden = hidden[:, None, None, :]
+        return Mask.from_tensor(~hidden)
+
+
+class _Layer:
+    """A fused layer's inputs, from which its queries and keys are computed when they are read."""
+
+    def __init__(self, kept: Kept, heads: int, mask: Mask, rest: _Rest | None) -> None:
+        self._kept, self._heads, self.mask = kept, heads, mask
+        self._rest = rest
+        self._call: AttentionCall | None = None
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Return what attention is given, then its weights."""
+        x, *weights = self._kept.read()[:5]
+        if self._rest is not None and self._rest.norm_first:
+            x = self._rest.norm(0, x)
+        return (x, *weights)
+
+    def call(self) -> AttentionCall:
+        if self._call is None:
+            x, weight, bias = self.inputs()[:3]
+            embed = x.shape[-1]
+            both = functional.linear(x, weight[: 2 * embed], bias[: 2 * embed])
+            split = both.unflatten(-1, (2, self._heads, -1)).permute(2, 0, 3, 1, 4)
+            query, key = split[0].contiguous(), split[1].contiguous()
+            scale = 1 / math.sqrt(query.shape[-1])
+            self._call = AttentionCall(query, key, scale=scale, mask=self.mask)
+        return self._call
+
+    def rows(self, rows: slice, weights: Tensor) -> Tensor:
+        """Return rows of the layer's output, given those of its attention weights."""
+        x, in_weight, in_bias, out_weight, out_bias = self.inputs()
+        embed = x.shape[-1]
+        mixed = weights @ x.unsqueeze(1).to(weights.dtype)  # (batch, head, row, embed)
+        per_head = in_weight[2 * embed :].unflatten(0, (self._heads, -1)).to(weights.dtype)
+        values = torch.einsum("bhre,hde->brhd", mixed, per_head)
+        bias = in_bias[2 * embed :].unflatten(0, (self._heads, -1)).to(weights.dtype)
+        values = values + bias * weights.sum(-1).transpose(1, 2).unsqueeze(-1)
+        attended = functional.linear(values.flatten(2).to(x.dtype), out_weight, out_bias)
+        if self._rest is None:
+            return attended
+        return self._rest.after(self._kept.read()[0][:, rows], attended)
+
+
+class _LayerCheck:
+    """Compares with some rows of a layer's output."""
+
+    __slots__ = ("got", "layer", "rows")
+
+    def __init__(self, layer: _Layer, rows: slice, got: Tensor) -> None:
+        self.layer, self.rows, self.got = layer, rows, got
+
+    def excess(self, call: AttentionCall) -> Tensor:
+        expected = self.layer.rows(self.rows, weights_of_rows(call, indices(call, self.rows)))
+        scores = score_size(call, self.rows).amax(1).unsqueeze(-1)
+        rounding = 128 * torch.finfo(self.got.dtype).eps * (8 + scores)
+        allowed = rounding * expected.abs().amax(-1, keepdim=True).clamp(min=1e-3)
+        return largest((expected - self.got).abs() / allowed)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.got,)
+
+
+def make_native_multi_head(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what stands in for `torch._native_multi_head_attention`."""
+
+    @functools.wraps(original)
+    def _native_multi_head_attention(*args: Any, **kwargs: Any) -> Any:
+        if is_inside():
+            return original(*args, **kwargs)
+        with inside():
+            result = original(*args, **kwargs)
+        tell(lambda: _observe_native(result[0], *args, **kwargs))
+        return result
+
+    return _native_multi_head_attention
+
+
+def make_encoder_layer(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what stands in for `torch._transformer_encoder_layer_fwd`."""
+
+    @functools.wraps(original)
+    def _transformer_encoder_layer_fwd(*args: Any, **kwargs: Any) -> Any:
+        if is_inside():
+            return original(*args, **kwargs)
+        with inside():
+            result = original(*args, **kwargs)
+        tell(lambda: _observe_encoder(result, *args, **kwargs))
+        return result
+
+    return _transformer_encoder_layer_fwd
+
+
+def _observe_native(
+    output: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    embed_dim: int,
+    num_head: int,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor,
+    proj_weight: Tensor,
+    proj_bias: Tensor,
+    mask: Tensor | None = None,
+    need_weights: bool = True,
+    average_attn_weights: bool = True,
+    mask_type: int | None = None,
+) -> Observation:
+    if query is not key or key is not value:
+        return Observation(
+            source="multi_head_attention", refusal="its fused layer was called with three inputs"
+        )
+    weights = (qkv_weight, qkv_bias, proj_weight, proj_bias)
+    return _observe_layer("multi_head_attention", query, output, num_head, weights, mask, mask_type)
+
+
+def _observe_encoder(
+    output: Tensor,
+    src: Tensor,
+    embed_dim: int,
+    num_heads: int,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor,
+    proj_weight: Tensor,
+    proj_bias: Tensor,
+    use_gelu: bool,
+    norm_first: bool,
+    eps: float,
+    *rest: Any,
+) -> Observation:
+    tensors, mask, mask_type = rest[:8], (*rest, None, None)[8], (*rest, None, None)[9]
+    return _observe_layer(
+        "transformer_encoder_layer",
+        src,
+        output,
+        num_heads,
+        (qkv_weight, qkv_bias, proj_weight, proj_bias),
+        mask,
+        mask_type,
+        _Rest(use_gelu=use_gelu, norm_first=norm_first, eps=eps, tensors=tensors),
+    )
+
+
+def _observe_layer(
+    source: str,
+    x: Tensor,
+    output: Tensor,
+    heads: int,
+    weights: tuple[Tensor, Tensor, Tensor, Tensor],
+    mask: Tensor | None,
+    mask_type: int | None,
+    rest: _Rest | None = None,
+) -> Observation:
+    lengths = None
+    if x.is_nested:
+        lengths = torch.tensor([len(item) for item in x.unbind()], device=x.device)
+        x, output = x.to_padded_tensor(0.0), output.to_padded_tensor(0.0)
+    batch, tokens = x.shape[:2]
+    return _ProjectedObservation(
+        source=source,
+        shape=(batch, heads, tokens, tokens),
+        x=x,
+        output=output,
+        heads=heads,
+        weights=weights,
+        mask=mask,
+        mask_type=mask_type,
+        lengths=lengths,
+        rest=rest,
+    )
+
+
+def _within(lengths: Tensor, tokens: int) -> Mask:
+    """Return a mask that hides what is behind each item's end, as queries and as keys."""
+    query = torch.arange(tokens, device=lengths.device)
+    end = lengths[:, None, None]
+    last = torch.where(query < end, end - 1, -1)
+    return Mask(spans=(torch.zeros_like(last, dtype=torch.int32), last.to(torch.int32)))

@@ -1,0 +1,85 @@
+"""`torch.nn.functional.scaled_dot_product_attention`, and what its arguments mean."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from visualizer._intercept.observation import Observation, QueryKeyObservation
+from visualizer._intercept.observers import is_inside
+from visualizer._intercept.telling import tell
+from visualizer.attention import Mask
+
+__all__ = ["as_four_axes", "make_sdpa", "observe_sdpa"]
+
+
+def make_sdpa(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return what stands in for the function: the same, and open captures are told."""
+
+    @functools.wraps(original)
+    def scaled_dot_product_attention(*args: Any, **kwargs: Any) -> Tensor:
+        output = original(*args, **kwargs)
+        if not is_inside():
+            tell(lambda: observe_sdpa(output, *args, **kwargs))
+        return output
+
+    return scaled_dot_product_attention
+
+
+def observe_sdpa(
+    output: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Observation:
+    """Return what was seen of a call; shapes are broadcast as the function does it."""
+    if query.is_nested:
+        return Observation(source="sdpa", refusal="its inputs are nested (varlen) tensors")
+    axes = max(query.dim(), key.dim(), value.dim())
+    leading = output.shape[:-3]
+    query4, key4, value4 = (as_four_axes(t, axes, leading) for t in (query, key, value))
+    heads = output.shape[-3] if axes > 2 else 1
+    if axes == 3:
+        heads = 1
+    if query4.shape[1] != heads:
+        query4 = query4.expand(-1, heads, -1, -1)
+    return QueryKeyObservation(
+        source="sdpa",
+        shape=(query4.shape[0], heads, query4.shape[2], key4.shape[2]),
+        query=query4,
+        key=key4,
+        value=value4,
+        output=as_four_axes(output, axes, leading),
+        make_mask=lambda: _mask(attn_mask, is_causal, axes, leading),
+        scale=1 / math.sqrt(query.shape[-1]) if scale is None else float(scale),
+        dropout=dropout_p,
+    )
+
+
+def _mask(attn_mask: Tensor | None, is_causal: bool, axes: int, leading: tuple[int, ...]) -> Mask:
+    causal = 0 if is_causal else None
+    if attn_mask is None:
+        return Mask(causal=causal)
+    if axes == 3 and attn_mask.dim() == 3:
+        attn_mask = attn_mask.unsqueeze(1)  # what is before the queries is the batch
+    elif axes > 4 and attn_mask.dim() > 3:
+        attn_mask = as_four_axes(attn_mask, axes, leading)
+    return Mask.from_tensor(attn_mask.detach(), causal=causal)
+
+
+def as_four_axes(tensor: Tensor, axes: int, leading: tuple[int, ...]) -> Tensor:
+    """Return a tensor as `(batch, head, token, dim)`; `leading` is what the batch is made of."""
+    if tensor.dim() == 4 and axes == 4:
+        return tensor if tensor.shape[:1] == leading else tensor.expand(*leading, -1, -1, -1)
+    if axes <= 3:
+        return tensor.unsqueeze(1) if tensor.dim() == 3 else tensor[None, None]
+    return tensor.expand(*leading, *tensor.shape[-3:]).flatten(0, -4)

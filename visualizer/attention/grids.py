@@ -1,0 +1,53 @@
+"""Where tokens lie."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visualizer.errors import OutOfRangeError, ShapeError
+
+__all__ = ["token_places"]
+
+
+def token_places(
+    tokens: int, grid: Any, patch_size: Any, prefix_tokens: int
+) -> NDArray[np.float64]:
+    """Return the places of the tokens behind the prefix, shape `(token, 2)`: down and right.
+
+    Args:
+        tokens: How many there are, with the prefix.
+        grid: Rows and columns of patches, or one number for both; None for text.
+        patch_size: Height and width of a patch, or one number for both.
+        prefix_tokens: Tokens before the patches.
+    Raises:
+        ShapeError: Another number of tokens than the grid has.
+        OutOfRangeError: As many prefix tokens as there are tokens, or less than none.
+    """
+    if not 0 <= prefix_tokens < tokens:
+        raise OutOfRangeError(
+            f"prefix_tokens is {prefix_tokens}, and there are {tokens} tokens in all"
+        )
+    rows, columns = (1, tokens - prefix_tokens) if grid is None else _sides(grid)
+    if rows * columns + prefix_tokens != tokens:
+        raise ShapeError(
+            f"{tokens} tokens don't fit a grid of {rows}×{columns} = {rows * columns} patches and "
+            f"{prefix_tokens} tokens before them. Give the grid as (rows, columns), and the number "
+            f"of CLS and register tokens as prefix_tokens"
+        )
+    down, right = np.indices((rows, columns), dtype=np.float64)
+    return np.stack([down.ravel(), right.ravel()], axis=-1) * np.asarray(patch_size, np.float64)
+
+
+def _sides(grid: Any) -> tuple[int, int]:
+    pair = tuple(grid) if isinstance(grid, list | tuple) else (grid, grid)
+    try:
+        rows, columns = (operator.index(number) for number in pair)
+    except (TypeError, ValueError):
+        rows = columns = 0
+    if rows < 1 or columns < 1:
+        raise ShapeError(f"a grid is a number of patches or (rows, columns), got {grid!r}")
+    return rows, columns

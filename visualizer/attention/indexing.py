@@ -1,0 +1,163 @@
+"""Indices as numpy takes them, turned into the part of a map that they need."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from visualizer.attention.call import AttentionCall
+from visualizer.attention.picks import Pick, Shape
+from visualizer.attention.record import Source
+from visualizer.attention.rows import head_runs, runs
+from visualizer.attention.scores import weights
+from visualizer.attention.stream import BLOCK_BYTES, dtype_of
+from visualizer.errors import OutOfRangeError
+
+__all__ = ["Selection", "gather", "one_of", "select"]
+
+AXES = ("batch", "head", "query", "key")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Selection:
+    """What an index needs, and how to get it from there.
+
+    Attributes:
+        needed: Ascending indices, an axis each.
+        index: An index into what `needed` gives; numpy does the rest.
+    """
+
+    needed: tuple[Sequence[int], Sequence[int], Sequence[int], Sequence[int]]
+    index: tuple[Any, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of what is needed."""
+        return tuple(len(axis) for axis in self.needed)
+
+
+def select(index: Any, shape: Shape) -> Selection:
+    """Resolve an index: integers, slices, an ellipsis, and lists or arrays of integers or booleans.
+
+    Raises:
+        OutOfRangeError: Anything else, too many axes, or an index out of bounds.
+    """
+    given = list(index) if isinstance(index, tuple) else [index]
+    dots = [place for place, part in enumerate(given) if part is Ellipsis]
+    if len(given) - len(dots) > 4 or len(dots) > 1:
+        raise OutOfRangeError(f"index {index!r} has more axes than a map: {', '.join(AXES)}")
+    missing = [slice(None)] * (4 - len(given) + len(dots))
+    if dots:
+        given[dots[0] : dots[0] + 1] = missing
+    else:
+        given += missing
+    axes = [_axis(part, shape[axis], axis) for axis, part in enumerate(given)]
+    items, heads, queries, keys = (needed for needed, _ in axes)
+    return Selection((items, heads, queries, keys), tuple(rest for _, rest in axes))
+
+
+def one_of(index: Any, size: int, axis: int) -> int:
+    """Return an index of an axis, counted from the start.
+
+    Raises:
+        OutOfRangeError: No integer, or out of bounds.
+    """
+    try:
+        if isinstance(index, bool | np.bool_):
+            raise TypeError
+        place = operator.index(index)
+    except TypeError:
+        raise OutOfRangeError(
+            f"{AXES[axis]} {index!r} of a map: expected an integer, a slice, an ellipsis, or a "
+            f"list or array of these (no None)"
+        ) from None
+    if not -size <= place < size:
+        raise OutOfRangeError(
+            f"{AXES[axis]} {place} is out of range: the map has {size}, 0 to {size - 1}"
+        )
+    return place % size
+
+
+def gather(source: Source, selection: Selection) -> Tensor:
+    """Compute what is needed, rows in blocks; shape as `selection.shape`, on the CPU."""
+    items, heads, queries, keys = selection.needed
+    group = source.group if isinstance(source, AttentionCall) else max(1, len(heads))
+    result = torch.empty(selection.shape, dtype=dtype_of(source), device="cpu")
+    kept = slice(keys[0], keys[-1] + 1) if len(keys) and len(runs(keys)) == 1 else list(keys)
+    for place, item in enumerate(items):
+        first = 0
+        for run in head_runs(heads, group):
+            count = run.stop - run.start
+            rows = result[place, first : first + count]
+            _fill(rows, source, slice(item, item + 1), run, queries, kept)
+            first += count
+    return result
+
+
+def _fill(
+    out: Tensor,
+    source: Source,
+    item: slice,
+    heads: slice,
+    queries: Sequence[int],
+    keys: slice | list[int],
+) -> None:
+    """Compute rows of some heads into `out`, shape `(head, query, key)`."""
+    size = source.shape[3] * dtype_of(source).itemsize * (heads.stop - heads.start)
+    step = max(1, BLOCK_BYTES // size)
+    for start in range(0, len(queries), step):
+        rows = _rows(source, item, heads, queries[start : start + step])
+        out[:, start : start + step] = rows[0][..., keys]
+
+
+def _rows(source: Source, item: slice, heads: slice, queries: Sequence[int]) -> Tensor:
+    device = source.query.device if isinstance(source, AttentionCall) else source.device
+    picked: slice | Tensor = slice(queries[0], queries[-1] + 1)
+    if queries[-1] + 1 - queries[0] != len(queries):
+        picked = torch.tensor(list(queries), dtype=torch.int64, device=device)
+    if isinstance(source, AttentionCall):
+        return weights(source, Pick(item, heads, picked, slice(0, source.shape[3])))
+    return source[item, heads][:, :, picked].to(dtype_of(source))
+
+
+def _axis(part: Any, size: int, axis: int) -> tuple[Sequence[int], Any]:
+    """Return which indices of an axis are needed, and the index into these."""
+    if isinstance(part, slice):
+        picked = _slice(part, size, axis)
+        return (picked, slice(None)) if picked.step > 0 else (picked[::-1], slice(None, None, -1))
+    if isinstance(part, list | np.ndarray | Tensor) and np.ndim(part) > 0:
+        places = _array(part, size, axis)
+        unique, inverse = np.unique(places, return_inverse=True)
+        return unique.tolist(), inverse.reshape(places.shape)
+    place = one_of(part, size, axis)
+    return range(place, place + 1), 0
+
+
+def _slice(part: slice, size: int, axis: int) -> range:
+    try:
+        return range(*part.indices(size))
+    except (TypeError, ValueError) as error:
+        raise OutOfRangeError(f"{AXES[axis]} {part!r} of a map: {error}") from error
+
+
+def _array(part: Any, size: int, axis: int) -> Any:
+    array = np.asarray(part) if len(part) else np.zeros(0, np.intp)
+    if array.dtype == np.bool_ and array.shape == (size,):
+        return np.flatnonzero(array)
+    if array.dtype.kind not in "iu":
+        raise OutOfRangeError(
+            f"an array of {array.dtype}, shape {array.shape}, is no index for the {size} of "
+            f"{AXES[axis]}; expected integers, or {size} booleans"
+        )
+    if array.size and not -size <= array.min() <= array.max() < size:
+        worst = array.min() if array.min() < -size else array.max()
+        raise OutOfRangeError(
+            f"{AXES[axis]} {worst} is out of range: the map has {size}, 0 to {size - 1}"
+        )
+    return np.where(array < 0, array + size, array).astype(np.intp)

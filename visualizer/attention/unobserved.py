@@ -1,0 +1,59 @@
+"""Computing without being captured, and without what the user has switched on around us."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+__all__ = ["is_unobserved", "unobserved"]
+
+
+class _Depth(threading.local):
+    value = 0
+
+
+_depth = _Depth()
+"""How many `unobserved` blocks this thread is in."""
+
+
+class unobserved:  # noqa: N801  (used as a function, as contextlib's own context managers are)
+    """Compute so that nothing captures it: no gradients, no autocast, no torch function modes.
+
+    Interceptors of attention calls ask `is_unobserved` and let such calls pass. Tensors made
+    inside are ordinary ones, in inference mode too. Of this thread only; may be nested.
+
+    Args:
+        device: Type of the device that is computed on; autocast is switched off for it.
+
+    Example:
+        >>> with unobserved():
+        ...     is_unobserved()
+        True
+    """
+
+    __slots__ = ("_device", "_stack")
+
+    def __init__(self, device: str = "cpu") -> None:
+        self._device = device
+
+    def __enter__(self) -> None:
+        self._stack = ExitStack()
+        if torch.is_inference_mode_enabled():  # what is made there can't be written to elsewhere
+            self._stack.enter_context(torch.inference_mode(False))
+        self._stack.enter_context(torch.no_grad())
+        self._stack.enter_context(torch._C.DisableTorchFunction())
+        if torch.is_autocast_enabled(self._device):
+            self._stack.enter_context(torch.autocast(self._device, enabled=False))
+        _depth.value += 1
+
+    def __exit__(self, *error: Any) -> None:
+        _depth.value -= 1
+        self._stack.close()
+
+
+def is_unobserved() -> bool:
+    """Return whether this thread is inside `unobserved`."""
+    return _depth.value > 0

@@ -1,0 +1,223 @@
+"""`capture()`: take any local, any module's output and any attention out of a block of code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from torch import nn
+
+from visualizer._block.block import Block
+from visualizer._block.explanation import explain_attention
+from visualizer._block.views import AttentionView, LocalsView, ModulesView, inputs_of, outputs_of
+from visualizer._capture.notices import notify
+from visualizer.errors import ShapeError
+from visualizer.summary import attention_rows, entry_rows, print_summary
+
+__all__ = ["Annotations", "Captured", "capture"]
+
+
+@dataclass(frozen=True, slots=True)
+class Annotations:
+    """What the figures need to know beside the values.
+
+    Attributes:
+        tokens: Labels of the tokens.
+        image: The picture that the model was given.
+        grid: Rows and columns of patches.
+        prefix_tokens: Tokens before the patches (CLS, registers).
+    """
+
+    tokens: Sequence[Any] | None = None
+    image: Any = None
+    grid: tuple[int, int] | None = None
+    prefix_tokens: int = 0
+
+
+def capture(
+    model: nn.Module | None = None,
+    *,
+    locals: Mapping[Any, Any] | None = None,  # noqa: A002 - what they are called
+    modules: str | Sequence[str] = (),
+    attention: bool = True,
+    inputs: bool = False,
+    keep: Any = "auto",
+    max_bytes: int | None = None,
+) -> Captured:
+    """Take values out of what runs inside a with-block, without a change to any code.
+
+    The model's own output is bit-identical, and afterwards everything is as it was before.
+
+    Args:
+        model: Only what it calls is captured, under its modules' paths. Without one everything
+            that runs in this context is.
+        locals: Which locals of which functions: `{function or "module:Qual.name": names}`.
+        modules: Paths of modules whose outputs are taken; `*` stands for one part of a path, `**`
+            for any number, `{layer}` for a number that becomes the entry's layer.
+        attention: Take every attention call, fused or not, as an `AttentionMap`.
+        inputs: Take what these modules are called with, too.
+        keep: "all", "last", or a number n for every n-th call of a site; for attention "auto"
+            (queries and keys, or rows, whichever is smaller), "qk", "rows" (the weights of each
+            query, computed at once) or "weights" (the model's own map, where it computes one). A
+            tuple for both.
+        max_bytes: How many bytes may be held. A site that would pass it stops; leaving the block
+            then raises.
+    Returns:
+        A context manager, in which and after which the captured values are read.
+    Raises:
+        TypeError: What is no model, no mapping of locals, or patterns without a model.
+        UnknownModuleError: A pattern fits none of the model's modules.
+        TargetNotFoundError, NotInstrumentableError, UnknownLocalError: As for
+            `visualizer.rewrite.instrument`.
+        OutOfRangeError: Options that mean nothing.
+        CaptureBudgetError: On leaving the block: `max_bytes` was reached.
+        MapRefusedError: On leaving the block: a map disagrees with the model's output.
+
+    Example:
+        >>> import torch
+        >>> layer = torch.nn.TransformerEncoderLayer(16, 4, batch_first=True).eval()
+        >>> with torch.no_grad(), capture(layer) as captured:
+        ...     _ = layer(torch.randn(1, 5, 16))
+        >>> captured.attention[0].shape
+        (1, 4, 5, 5)
+    """
+    if model is not None and not isinstance(model, nn.Module):
+        raise TypeError(
+            f"capture() takes the model, a torch.nn.Module, not {type(model).__name__}. What is "
+            f"called in the block is captured: with capture(model) as captured: model(x)"
+        )
+    if modules and model is None:
+        raise TypeError(
+            f"capture(modules={modules!r}) needs the model whose modules these are: "
+            f"capture(model, modules={modules!r})"
+        )
+    block = Block(
+        model,
+        locals=locals or {},
+        modules=modules,
+        attention=attention,
+        inputs=inputs,
+        keep=keep,
+        max_bytes=max_bytes,
+    )
+    return Captured(block)
+
+
+class Captured:
+    """What a block of `capture()` took. Read it in the block or after it.
+
+    Attributes:
+        locals: `captured.locals["Attention.forward"]["attn"]` is a list of `Entry`, in call order.
+        modules: `captured.modules["blocks.3.mlp"]` is a list of `Entry`.
+        inputs: `captured.inputs["blocks.3.mlp"]` is a list of `Entry` that hold `ModuleInputs`.
+        attention: The attention maps: `[i]` in the order of the calls, `["blocks.3.attn"]` and
+            `.layers[i]` are lists.
+        annotations: What `annotate` was told.
+    """
+
+    def __init__(self, block: Block) -> None:
+        self._block = block
+        self._was_opened = False
+        self.locals = LocalsView(block.locals.functions)
+        modules = block.modules.modules
+        self.modules = ModulesView("captured.modules", lambda: outputs_of(modules))
+        self.inputs = ModulesView("captured.inputs", lambda: inputs_of(modules))
+        self.attention = AttentionView(block.attention, self._why_no_attention)
+        self.annotations = Annotations()
+
+    def __enter__(self) -> Captured:
+        if self._was_opened:
+            raise RuntimeError(
+                "this capture was open before, and holds what it took then; call capture() again "
+                "for another one"
+            )
+        self._was_opened = True
+        self._block.open()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._block.close()
+        failure = self._block.find_failure()
+        if failure is None:
+            return
+        if error is None:
+            raise failure
+        notify(str(failure))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are held; memory that is shared counts once."""
+        return self._block.budget.used
+
+    def annotate(
+        self,
+        *,
+        tokens: Sequence[Any] | None = None,
+        image: Any = None,
+        grid: int | tuple[int, int] | None = None,
+        prefix_tokens: int = 0,
+    ) -> Captured:
+        """Tell what the values belong to, for figures.
+
+        Args:
+            tokens: Labels of the tokens, as `tokenizer.convert_ids_to_tokens` returns them.
+            image: The picture: a path, a PIL image or an array.
+            grid: Rows and columns of patches, or one number for both.
+            prefix_tokens: Tokens before the patches (CLS, registers).
+        Returns:
+            The capture itself.
+        Raises:
+            ShapeError: A grid or a number of tokens that can't be.
+        """
+        if isinstance(grid, int):
+            grid = (grid, grid)
+        if grid is not None and (len(grid) != 2 or min(grid) < 1):
+            raise ShapeError(f"grid is {grid}; expected rows and columns of patches")
+        if prefix_tokens < 0:
+            raise ShapeError(f"prefix_tokens is {prefix_tokens}; expected 0 or more")
+        self.annotations = Annotations(
+            None if tokens is None else list(tokens), image, grid, prefix_tokens
+        )
+        return self
+
+    def explain(self) -> str:
+        """Say what was asked for and is not there; "" where everything is."""
+        if not self._was_opened:
+            return "the block was never entered: with capture(…) as captured: model(x)"
+        return "\n".join(self._block.explain())
+
+    def summary(self) -> None:
+        """Print what was taken, its shapes and bytes, and what is missing and why."""
+        rows = [
+            row
+            for function, variables in self.locals.items()
+            for name, entries in variables.items()
+            for row in entry_rows(f"local {name}", {function: entries})
+        ]
+        rows += entry_rows("output", self.modules)
+        rows += entry_rows("inputs", self.inputs)
+        rows += attention_rows(self.attention)
+        print_summary(rows, self.nbytes, self.explain().splitlines())
+
+    def __repr__(self) -> str:
+        parts = [
+            f"{len(self.locals)} functions",
+            f"{len(self.modules)} modules",
+            f"{len(self.attention)} attention maps",
+        ]
+        state = "open" if self._block.is_open else "closed"
+        return f"<capture, {state}: {', '.join(parts)}; captured.summary() shows them>"
+
+    def _why_no_attention(self) -> str:
+        if not self._was_opened:
+            return self.explain()
+        if self._block.attention is None:
+            return "capture() was called with attention=False"
+        return "; ".join(explain_attention(self._block.attention, self._block.has_model))

@@ -1,0 +1,125 @@
+"""What a capture took, as a table on the terminal."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from visualizer._block.budget import in_words
+from visualizer._block.entry import Entry
+from visualizer._block.views import AttentionView
+from visualizer._capture.snapshot import nbytes
+from visualizer.attention import AttentionMap
+
+__all__ = ["Row", "attention_rows", "entry_rows", "print_summary"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the table.
+
+    Attributes:
+        what: What was taken, as "output" or "attention (sdpa)".
+        where: A module's path or a function's name.
+        calls: How many values.
+        shapes: Their types and shapes.
+        size: Their bytes.
+    """
+
+    what: str
+    where: str
+    calls: int
+    shapes: str
+    size: int
+
+
+def print_summary(rows: Iterable[Row], total: int, missing: Iterable[str]) -> None:
+    """Print a table of what was taken, and beneath it what is missing and why.
+
+    Layers that only differ by their number share a line.
+    """
+    console = Console()
+    merged = _merge(rows)
+    if merged:
+        console.print(_table(merged, total))
+    else:
+        console.print("Nothing was captured.")
+    for line in missing:
+        console.print(Text(f"• {line}"))  # as text: paths and messages are no markup
+
+
+def entry_rows(what: str, view: Mapping[str, Sequence[Entry]]) -> Iterator[Row]:
+    """Yield a row for each place that has entries."""
+    for where, entries in view.items():
+        if entries:
+            shapes = [_shape(entry) for entry in entries]
+            size = sum(nbytes(entry.value) for entry in entries)
+            yield Row(what, where or "(the model)", len(entries), _some(shapes), size)
+
+
+def attention_rows(maps: AttentionView) -> Iterator[Row]:
+    """Yield a row for each module that attended."""
+    groups: dict[tuple[str | None, str], list[AttentionMap]] = {}
+    for made in maps:
+        groups.setdefault((made.module_path, made.source), []).append(made)
+    for (path, source), group in groups.items():
+        where = "outside of modules" if path is None else path or "(the model)"
+        shapes = [f"{made.dtype} {made.shape}" for made in group]
+        yield Row(f"attention ({source})", where, len(group), _some(shapes), _bytes(group))
+
+
+def _bytes(maps: Sequence[AttentionMap]) -> int:
+    tensors = (tensor for made in maps for tensor in _tensors(made.record))
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return sum({each.data_ptr(): each.nbytes() for each in storages}.values())
+
+
+def _tensors(record: Any) -> Any:
+    return record.tensors()
+
+
+def _merge(rows: Iterable[Row]) -> list[Row]:
+    """Return one row for layers that only differ by their number."""
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.what, re.sub(r"\d+", "*", row.where), row.shapes), []).append(row)
+    merged = []
+    for (what, pattern, shapes), group in groups.items():
+        where = group[0].where if len(group) == 1 else f"{pattern}  × {len(group)}"
+        calls, size = sum(row.calls for row in group), sum(row.size for row in group)
+        merged.append(Row(what, where, calls, shapes, size))
+    return merged
+
+
+def _table(rows: Sequence[Row], total: int) -> Table:
+    table = Table(
+        box=box.SIMPLE, caption=f"{in_words(total)} held; memory that is shared counts once"
+    )
+    table.add_column("what", overflow="fold")
+    table.add_column("from", overflow="fold")
+    table.add_column("calls", justify="right", no_wrap=True)
+    table.add_column("shape", overflow="fold")
+    table.add_column("bytes", justify="right", no_wrap=True)
+    for row in rows:
+        cells = row.what, row.where, str(row.calls), row.shapes, in_words(row.size)
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def _shape(entry: Entry) -> str:
+    if entry.shape is None:
+        return type(entry.value).__name__
+    return f"{entry.dtype} {entry.shape}"
+
+
+def _some(shapes: Sequence[str]) -> str:
+    distinct = list(dict.fromkeys(shapes))
+    more = f" and {len(distinct) - 2} others" if len(distinct) > 2 else ""
+    return ", ".join(distinct[:2]) + more
