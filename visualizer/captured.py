@@ -105,6 +105,9 @@ def capture(
     return Captured(block)
 
 
+NEVER_OPENED = "the block was never entered: with capture(…) as captured: model(x)"
+
+
 class Captured:
     """What a block of `capture()` took. Read it in the block or after it.
 
@@ -119,21 +122,19 @@ class Captured:
 
     def __init__(self, block: Block) -> None:
         self._block = block
-        self._was_opened = False
         self.locals = LocalsView(block.locals.functions)
         modules = block.modules.modules
         self.modules = ModulesView("captured.modules", lambda: outputs_of(modules))
         self.inputs = ModulesView("captured.inputs", lambda: inputs_of(modules))
-        self.attention = AttentionView(block.attention, self._why_no_attention)
+        self.attention = AttentionView(block.attention, lambda: _why_no_attention(block))
         self.annotations = Annotations()
 
     def __enter__(self) -> Captured:
-        if self._was_opened:
+        if self._block.was_opened:
             raise RuntimeError(
                 "this capture was open before, and holds what it took then; call capture() again "
                 "for another one"
             )
-        self._was_opened = True
         self._block.open()
         return self
 
@@ -189,8 +190,8 @@ class Captured:
 
     def explain(self) -> str:
         """Say what was asked for and is not there; "" where everything is."""
-        if not self._was_opened:
-            return "the block was never entered: with capture(…) as captured: model(x)"
+        if not self._block.was_opened:
+            return NEVER_OPENED
         return "\n".join(self._block.explain())
 
     def summary(self) -> None:
@@ -215,9 +216,10 @@ class Captured:
         state = "open" if self._block.is_open else "closed"
         return f"<capture, {state}: {', '.join(parts)}; captured.summary() shows them>"
 
-    def _why_no_attention(self) -> str:
-        if not self._was_opened:
-            return self.explain()
-        if self._block.attention is None:
-            return "capture() was called with attention=False"
-        return "; ".join(explain_attention(self._block.attention, self._block.has_model))
+
+def _why_no_attention(block: Block) -> str:
+    if block.attention is None:
+        return "capture() was called with attention=False"
+    if not block.was_opened:
+        return NEVER_OPENED
+    return "; ".join(explain_attention(block.attention, block.model))

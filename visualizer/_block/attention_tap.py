@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from visualizer._block.attention_record import AttentionRecord
+from torch import nn
+
+from visualizer._block.attention_record import AttentionRecord, Versions
 from visualizer._block.budget import Budget, in_words
 from visualizer._block.options import Keep
 from visualizer._block.places import Place, Places
 from visualizer._intercept.install import AttentionPatches, attention_functions
-from visualizer._intercept.observation import (
-    Observation,
-    QueryKeyObservation,
-    WeightsObservation,
-)
+from visualizer._intercept.observation import Observation, QueryKeyObservation
+from visualizer._intercept.observers import Sighting
 from visualizer.attention import AttentionMap
+from visualizer.errors import OverwrittenError
 
 __all__ = ["AttentionSite", "AttentionTap"]
+
+_SMALL = 2**20
+"""Bytes of queries and keys up to which a call may wait."""
+_MOST_WAITING = 16 * 2**20
+"""Bytes of all that wait, while the block is open."""
+_MOST_LEFT = 4 * 2**20
+"""Bytes of what may go on waiting until it is read, when the block is closed."""
+
+_compared: set[Hashable] = set()
+"""Kinds of small calls that were found to agree with the model's output, in this process."""
+_MOST_COMPARED = 4096
 
 
 @dataclass(slots=True, eq=False)
@@ -34,18 +46,15 @@ class AttentionSite:
         compared: Kinds of calls of which the first was held against the output.
         refused: What is wrong with the first map that disagrees; the site stopped then.
         over_budget: The site stopped, since the capture's limit was reached.
-        takes_weights: The program's own weights are kept, since queries and keys don't explain
-            them.
     """
 
     module_path: str | None
     layer: int | None
     calls: int = 0
     maps: list[AttentionMap] = field(default_factory=list)
-    compared: set[Any] = field(default_factory=set)
+    compared: set[Hashable] = field(default_factory=set)
     refused: str | None = None
     over_budget: str | None = None
-    takes_weights: bool = False
 
     @property
     def name(self) -> str:
@@ -53,12 +62,31 @@ class AttentionSite:
         return "attention outside of modules" if self.module_path is None else self.module_path
 
 
+class _Waiting(NamedTuple):
+    """A small call that nobody has looked at yet."""
+
+    sighting: Sighting
+    place: Place | None
+    step: int | None
+    versions: Versions | None
+
+
+class _Seen(NamedTuple):
+    """A call that was looked at."""
+
+    observation: Observation
+    place: Place
+    versions: Versions | None
+    kind: Hashable
+
+
 class AttentionTap:
     """Records attention calls.
 
+    Small ones wait, as references to the program's tensors, until somebody reads the capture or
+    until they are many: so a short forward is hardly longer.
+
     Attributes:
-        maps: All that are kept, in the order of the calls.
-        sites: By module path.
         unseen: How often attention was noticed that can't be captured, by place and reason.
         foreign: How many calls were not the model's.
         error: The first error that recording raised.
@@ -66,139 +94,207 @@ class AttentionTap:
 
     def __init__(self, places: Places, keep: Keep, budget: Budget) -> None:
         self._places, self._keep, self._budget = places, keep, budget
-        self.maps: list[AttentionMap] = []
-        self.sites: dict[str | None, AttentionSite] = {}
+        self._maps: list[AttentionMap] = []
+        self._sites: dict[str | None, AttentionSite] = {}
         self.unseen: dict[tuple[str, str], int] = {}
         self.foreign = 0
         self.error: Exception | None = None
+        self._waiting: list[_Waiting] = []
+        self._bytes_waiting = 0
+        self._is_given = places.is_given
+        self._let_wait = keep.form in ("auto", "qk") and budget.max_bytes is None
         self._patches = AttentionPatches()
         self._lock = threading.RLock()
 
+    @property
+    def maps(self) -> list[AttentionMap]:
+        """All maps that are kept, in the order of the calls."""
+        self.catch_up()
+        return self._maps
+
+    @property
+    def sites(self) -> dict[str | None, AttentionSite]:
+        """The modules that attended, by path."""
+        self.catch_up()
+        return self._sites
+
+    def sites_so_far(self) -> Sequence[AttentionSite]:
+        """Return the modules of which a call was looked at."""
+        return list(self._sites.values())
+
+    def on_error(self, error: Exception) -> None:
+        """Note what recording raised."""
+        self.error = self.error or error.with_traceback(None)
+
     def install(self) -> None:
-        """Begin to see attention; note what is kept where it can't be replaced."""
-        functions = attention_functions()
-        for path, module in self._places.paths().items():
-            for name, value in vars(module).items():
-                if id(value) in functions:
-                    reason = f"it keeps {functions[id(value)]} in its attribute {name!r}"
-                    self.unseen[path, reason] = 0
+        """Begin to see attention."""
         self._patches.install()
 
     def remove(self) -> None:
-        """See it no more, and compare what waits for it."""
+        """See it no more; hold what is new among the waiting against the output."""
         self._patches.remove()
+        if self._bytes_waiting > _MOST_LEFT:
+            self.catch_up(settle=True)
+        elif any(waiting.sighting.kind not in _compared for waiting in self._waiting):
+            self.catch_up()
 
-    def on_attention(self, observation: Observation) -> None:
+    def find_kept_functions(self, model: nn.Module) -> list[tuple[str, str]]:
+        """Return `(module path, reason)` for functions that modules keep, which are not seen."""
+        functions = attention_functions()
+        return [
+            (path, f"it keeps {functions[id(value)]} in its attribute {name!r}")
+            for path, module in model.named_modules()
+            for name, value in list(vars(module).items())
+            if id(value) in functions
+        ]
+
+    def on_attention(self, sighting: Sighting) -> None:
         """Keep what was seen, if that is wanted, possible and allowed."""
-        place = self._places.find(sys._getframe(1), observation.module)
-        if place is None:
-            self.foreign += 1
+        module, place = sighting.module, None
+        if module is None or not self._is_given:
+            place = self._places.find(sys._getframe(1), module)
+            if place is None:
+                self.foreign += 1
+                return
+        step = self._places.step() if place is None else place.step
+        if not (self._let_wait and _can_wait(sighting)):
+            self.catch_up()  # calls stay in their order
+            self._look(_Waiting(sighting, place, step, None), settle=True)
             return
+        with self._lock:
+            self._waiting.append(_Waiting(sighting, place, step, Versions(sighting)))
+            self._bytes_waiting += 4 * sighting.tensors[0].nbytes  # type: ignore[union-attr]
+        if self._bytes_waiting > _MOST_WAITING:
+            self.catch_up(settle=True)
+
+    def catch_up(self, *, settle: bool = False) -> None:
+        """Look at the calls that wait.
+
+        Args:
+            settle: Also let go of the program's tensors, as far as they are not kept.
+        """
+        if not self._waiting:
+            return
+        with self._lock:
+            waiting, self._waiting, self._bytes_waiting = self._waiting, [], 0
+            for each in waiting:
+                try:
+                    self._look(each, settle=settle)
+                except OverwrittenError:
+                    pass  # reading the map says so
+                except Exception as error:
+                    self.on_error(error)
+
+    def _look(self, waiting: _Waiting, *, settle: bool) -> None:
+        sighting = waiting.sighting
+        observation = sighting.look()
+        place = waiting.place
+        if place is None:
+            place = self._places.find(None, sighting.module)
+            if place is None:
+                self.foreign += 1
+                return
+            place = Place(place.module_path, waiting.step)
         reason = observation.why_no_value()
         if reason is not None:
             key = ("attention" if place.module_path is None else place.module_path, reason)
             self.unseen[key] = self.unseen.get(key, 0) + 1
             return
+        seen = _Seen(observation, place, waiting.versions, sighting.kind)
         with self._lock:
-            site = self._site(place)
+            site = self._site(place.module_path)
             call = site.calls
             site.calls += 1
-        if site.refused is None and site.over_budget is None and self._keep.wants(call):
-            self._take(site, place, call, observation)
+            if site.refused is None and site.over_budget is None and self._keep.wants(call):
+                self._take(site, call, seen, settle=settle)
 
-    def _site(self, place: Place) -> AttentionSite:
-        path = place.module_path
-        site = self.sites.get(path)
+    def _site(self, path: str | None) -> AttentionSite:
+        site = self._sites.get(path)
         if site is None:
-            known = sum(1 for other in self.sites if other is not None)
-            site = AttentionSite(path, None if path is None else known)
-            self.sites[path] = site
+            layer = None if path is None else len(self._sites) - (None in self._sites)
+            site = self._sites[path] = AttentionSite(path, layer)
         return site
 
-    def _take(self, site: AttentionSite, place: Place, call: int, observation: Observation) -> None:
-        form = self._form(observation)
-        if form == "weights" or site.takes_weights:
-            observation = _own_weights(observation)
-        record = self._record(site, place, call, observation)
-        if self._is_first(site, observation, record) and record.confirmed is False:
-            if isinstance(observation, QueryKeyObservation) and observation.weights is not None:
-                site.takes_weights = True
-                record = self._record(site, place, call, _own_weights(observation))
-            else:
-                site.refused = record.name
-        if form == "rows" or (form == "weights" and isinstance(observation, QueryKeyObservation)):
-            record.to_rows()
-        self._append(site, record)
-
-    def _record(
-        self, site: AttentionSite, place: Place, call: int, observation: Observation
-    ) -> AttentionRecord:
-        return AttentionRecord(
-            observation,
-            observation.hold(),
-            module_path=site.module_path,
+    def _take(self, site: AttentionSite, call: int, seen: _Seen, *, settle: bool) -> None:
+        record = AttentionRecord(
+            seen.observation,
+            seen.place,
             layer=site.layer,
             call=call,
-            step=place.step,
+            form=self._form(seen),
+            versions=seen.versions,
         )
+        try:
+            if seen.kind in _compared:
+                if settle:
+                    record.settle()
+            else:
+                self._settle_and_compare(site, record, seen)
+        finally:
+            self._append(site, record)
 
-    def _is_first(
-        self, site: AttentionSite, observation: Observation, record: AttentionRecord
-    ) -> bool:
-        """Tell whether nothing like this was compared before; on a GPU nothing waits for it."""
-        if not isinstance(observation, QueryKeyObservation) or observation.query.is_cuda:
-            return False
-        kind = (observation.shape, observation.source, observation.mask.kind)
-        if kind in site.compared:
-            return False
-        site.compared.add(kind)
-        return True
-
-    def _form(self, observation: Observation) -> str:
+    def _form(self, seen: _Seen) -> str:
+        """Return which form is asked for, or which of queries and keys and rows is smaller."""
         if self._keep.form != "auto":
             return self._keep.form
-        inputs, rows = observation.nbytes()
-        if rows < inputs:
-            return "rows"
-        if isinstance(observation, QueryKeyObservation):
-            added = self._budget.new_bytes(observation.mask.tensors())
-            return "rows" if rows < inputs + added else "qk"
-        return "qk"
+        if seen.versions is not None:
+            return "qk"
+        observation = seen.observation
+        size, rows = observation.nbytes()
+        if isinstance(observation, QueryKeyObservation) and size <= rows:
+            size += self._budget.new_bytes(observation.mask.tensors())
+        return "rows" if rows < size else "qk"
+
+    def _settle_and_compare(
+        self, site: AttentionSite, record: AttentionRecord, seen: _Seen
+    ) -> None:
+        """Settle a call; the first of its kind is held against the output at once."""
+        held = record.settle()
+        if seen.kind in site.compared or any(tensor.is_cuda for tensor in held.tensors):
+            return  # a GPU is not waited for; reading the map compares
+        site.compared.add(seen.kind)
+        confirmed = record.confirmed
+        if confirmed is False:
+            site.refused = record.name
+        elif confirmed and seen.versions is not None and len(_compared) < _MOST_COMPARED:
+            _compared.add(seen.kind)
 
     def _append(self, site: AttentionSite, record: AttentionRecord) -> None:
-        with self._lock:
+        if self._keep.last and site.maps:
+            self._drop(site, site.maps[-1])
+        if self._budget.max_bytes is not None:
             size = self._budget.new_bytes(record.tensors())
-            before = site.maps[-1] if self._keep.last and site.maps else None
-            if before is not None:
-                self._drop(site, before)
             if not self._budget.has_room(size):
                 site.over_budget = (
                     f"call {record.call}, a map of shape {record.shape}, would have added "
                     f"{in_words(size)}"
                 )
                 return
-            self._budget.add_tensors(record.tensors())
-            made = AttentionMap(record)
-            site.maps.append(made)
-            self.maps.append(made)
+        self._budget.add_record(record)
+        made = AttentionMap(record)
+        site.maps.append(made)
+        self._maps.append(made)
 
     def _drop(self, site: AttentionSite, before: AttentionMap) -> None:
-        record = before.record
-        assert isinstance(record, AttentionRecord)
-        self._budget.drop_tensors(record.tensors())
+        record: Any = before.record
+        self._budget.drop_record(record)
         site.maps.clear()
-        self.maps.remove(before)
+        self._maps.remove(before)
 
 
-def _own_weights(observation: Observation) -> Observation:
-    """Return the observation of the map that the program itself computed, if it did."""
-    weights = getattr(observation, "weights", None)
-    if not isinstance(observation, QueryKeyObservation) or weights is None:
-        return observation
-    return WeightsObservation(
-        source=observation.source,
-        shape=observation.shape,
-        module=observation.module,
-        weights=weights,
-        confirmed=True,
-    )
+def _can_wait(sighting: Sighting) -> bool:
+    """Tell whether a call may wait: it is small, and nothing is lost by it.
+
+    Tensors with a graph would keep that alive, those of inference mode don't tell when they are
+    written to, and a decoder's keys, more than its queries, would keep its cache.
+    """
+    if len(sighting.tensors) < 4:
+        return False
+    query, key, value, output = sighting.tensors[:4]
+    if query is None or key is None or value is None or output is None:
+        return False
+    if not key.nbytes <= query.nbytes <= _SMALL:
+        return False
+    if any(tensor is not None and tensor.nbytes > _SMALL for tensor in sighting.tensors[4:]):
+        return False
+    return not (output.requires_grad or query.is_inference() or key.is_inference())

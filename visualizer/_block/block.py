@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -17,7 +18,6 @@ from visualizer._block.options import Keep
 from visualizer._block.places import Places
 from visualizer._block.sites import Site, SiteRecorder
 from visualizer._capture.eager_stance import eager_stance
-from visualizer._intercept.observation import Observation
 from visualizer._intercept.observers import open_observer, shut_observer
 from visualizer.errors import CaptureBudgetError, MapRefusedError, VisualizerError
 
@@ -29,6 +29,7 @@ class Block:
 
     Attributes:
         is_open: Between `open` and `close`.
+        was_opened: Whether it was ever open.
         budget: The bytes that it holds.
     """
 
@@ -44,9 +45,9 @@ class Block:
         max_bytes: int | None,
     ) -> None:
         wanted = Keep.of(keep)
-        self.is_open = False
+        self.is_open = self.was_opened = False
         self.budget = Budget(max_bytes)
-        self.has_model = model is not None
+        self._model = None if model is None else weakref.ref(model)
         self._places = Places(model)
         recorder = SiteRecorder(wanted, self.budget)
         self.modules = ModulesTap(modules, self._places, recorder, inputs=inputs)
@@ -56,6 +57,7 @@ class Block:
 
     def open(self) -> None:
         """Put everything in place; take it out again where that fails half-way."""
+        self.was_opened = True
         with ExitStack() as stack:
             stack.callback(self._places.release)
             self._enter(stack, self._places.watch, None)
@@ -90,15 +92,6 @@ class Block:
     def on_return(self, module: nn.Module, output: Any) -> None:
         self.modules.on_return(module, output)
 
-    def on_attention(self, observation: Observation) -> None:
-        if self.attention is not None:
-            self.attention.on_attention(observation)
-
-    def on_error(self, error: Exception) -> None:
-        tap = self.attention
-        if tap is not None and tap.error is None:
-            tap.error = error.with_traceback(None)
-
     def explain(self) -> list[str]:
         """Say what was asked for and is not there, a sentence for each thing."""
         found = []
@@ -107,12 +100,17 @@ class Block:
         for path, module in self.modules.modules.items():
             found += explain_module(path, module)
         if self.attention is not None:
-            found += explain_attention(self.attention, self.has_model)
+            found += explain_attention(self.attention, self.model)
         return found
+
+    @property
+    def model(self) -> nn.Module | None:
+        """The model whose calls count, as long as somebody has it."""
+        return None if self._model is None else self._model()
 
     def find_failure(self) -> VisualizerError | None:
         """Return what leaving the block raises: a site that was refused, or is over the limit."""
-        refused = [] if self.attention is None else self.attention.sites.values()
+        refused = [] if self.attention is None else self.attention.sites_so_far()
         for site in refused:
             if site.refused is not None:
                 return MapRefusedError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
+from typing import Protocol
 
 from torch import Tensor
 
@@ -11,6 +12,14 @@ from visualizer._capture.snapshot import nbytes
 from visualizer.errors import OutOfRangeError
 
 __all__ = ["Budget", "in_words"]
+
+
+class HoldsTensors(Protocol):
+    """Something that keeps tensors."""
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return them."""
+        ...
 
 
 class Budget:
@@ -29,9 +38,15 @@ class Budget:
                 f"2 * 2**30 for 2 GiB, or None for no limit"
             )
         self.max_bytes = max_bytes
-        self.used = 0
-        self._storages: dict[int, tuple[int, int]] = {}  # address: bytes, holders
+        self._values = 0
+        self._records: list[HoldsTensors] = []
         self._lock = threading.Lock()
+
+    @property
+    def used(self) -> int:
+        """How many bytes are held."""
+        tensors = (tensor for record in self._records for tensor in record.tensors())
+        return self._values + sum(_storages(tensors).values())
 
     def has_room(self, size: int) -> bool:
         """Tell whether so many bytes more are allowed."""
@@ -40,37 +55,25 @@ class Budget:
     def add_value(self, value: object) -> None:
         """Count a copied value."""
         with self._lock:
-            self.used += nbytes(value)
+            self._values += nbytes(value)
 
     def drop_value(self, value: object) -> None:
         """Count a copied value no more."""
         with self._lock:
-            self.used -= nbytes(value)
+            self._values -= nbytes(value)
 
     def new_bytes(self, tensors: Iterable[Tensor]) -> int:
         """Return how many bytes tensors would add."""
-        return sum(
-            size for place, size in _storages(tensors).items() if place not in self._storages
-        )
+        known = _storages(tensor for record in self._records for tensor in record.tensors())
+        return sum(size for place, size in _storages(tensors).items() if place not in known)
 
-    def add_tensors(self, tensors: Iterable[Tensor]) -> None:
-        """Count tensors' storages."""
-        with self._lock:
-            for place, size in _storages(tensors).items():
-                _, holders = self._storages.get(place, (size, 0))
-                self.used += 0 if holders else size
-                self._storages[place] = size, holders + 1
+    def add_record(self, record: HoldsTensors) -> None:
+        """Count what an attention record keeps, now and when it is settled."""
+        self._records.append(record)
 
-    def drop_tensors(self, tensors: Iterable[Tensor]) -> None:
-        """Count them no more."""
-        with self._lock:
-            for place in _storages(tensors):
-                size, holders = self._storages.get(place, (0, 0))
-                if holders == 1:
-                    del self._storages[place]
-                    self.used -= size
-                elif holders:
-                    self._storages[place] = size, holders - 1
+    def drop_record(self, record: HoldsTensors) -> None:
+        """Count it no more."""
+        self._records.remove(record)
 
 
 def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:

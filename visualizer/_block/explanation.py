@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from visualizer._block.attention_tap import AttentionTap
 from visualizer._block.locals_tap import TappedFunction
 from visualizer._block.modules_tap import TappedModule
@@ -45,12 +47,13 @@ def explain_module(path: str, tapped: TappedModule) -> list[str]:
     return _troubles(tapped.output) + ([] if tapped.input is None else _troubles(tapped.input))
 
 
-def explain_attention(tap: AttentionTap, has_model: bool) -> list[str]:
+def explain_attention(tap: AttentionTap, model: nn.Module | None) -> list[str]:
     """Say what is missing of attention."""
     found = []
     for (where, reason), times in tap.unseen.items():
-        how_often = f"{times}×, " if times else ""
-        found.append(f"attention of {where!r} was out of sight: {how_often}{reason}")
+        found.append(f"attention of {where!r} was out of sight {times}×, because {reason}")
+    for where, reason in [] if model is None else tap.find_kept_functions(model):
+        found.append(f"attention of {where!r} was out of sight: {reason}")
     for site in tap.sites.values():
         if site.refused is not None:
             found.append(f"{site.refused} disagrees with the model's output; the site stopped")
@@ -59,7 +62,7 @@ def explain_attention(tap: AttentionTap, has_model: bool) -> list[str]:
     if tap.error is not None:
         found.append(f"recording attention raised {type(tap.error).__name__}: {tap.error}")
     if not tap.maps and not found:
-        found.append(_no_attention(tap, has_model))
+        found.append(_no_attention(tap, model is not None))
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from types import FunctionType
 from typing import Any
@@ -67,7 +68,8 @@ class LocalsTap:
         places: Places,
         recorder: SiteRecorder,
     ) -> None:
-        self._owner, self._places, self._recorder = owner, places, recorder
+        self._owner = weakref.ref(owner)  # which has this
+        self._places, self._recorder = places, recorder
         self.functions: list[TappedFunction] = []
         self._handles: list[Instrumentation] = []
         for target, names in _pairs(wanted):
@@ -97,7 +99,7 @@ class LocalsTap:
 
     def _sink(self, tapped: TappedFunction) -> Callable[..., None]:
         def take(*values: Any) -> None:
-            if self._owner not in find_observers():
+            if self._owner() not in find_observers():
                 return
             place = self._places.find(sys._getframe(1))
             if place is None:

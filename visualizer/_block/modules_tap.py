@@ -53,8 +53,8 @@ class ModulesTap:
         self, wanted: Sequence[str], places: Places, recorder: SiteRecorder, *, inputs: bool
     ) -> None:
         self._recorder, self._places = recorder, places
-        known = places.paths()
         asked = [wanted] if isinstance(wanted, str) else list(wanted)
+        known = places.paths() if asked else {}
         self.matches: list[Match] = [find_modules(pattern, known) for pattern in asked]
         self.modules: dict[str, TappedModule] = {}
         self._by_identity: dict[int, TappedModule] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -51,7 +52,8 @@ class AttentionPatches:
             ours = {id(wrapper): wrapper for wrapper in wrappers.values()}
             for module, name, value in list(aliases.find({*wrappers, *ours})):
                 wrapper = wrappers.get(id(value)) or ours[id(value)]
-                self._acquire(module, name, _always(wrapper))
+                patches.acquire(module, name, _always(wrapper))
+                self._places.append((module, name))
         except BaseException:
             self.remove()
             raise
@@ -69,7 +71,7 @@ class AttentionPatches:
                     setattr(module, name, originals[id(value)])
 
     def _acquire(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
-        patches.acquire(owner, name, make)
+        patches.acquire(owner, name, functools.partial(_stand_in, make))
         self._places.append((owner, name))
 
 
@@ -85,6 +87,12 @@ def attention_functions() -> dict[int, str]:
 def _original(owner: Any, name: str) -> Any:
     pair = patches.pair(owner, name)
     return getattr(owner, name) if pair is None else pair[0]
+
+
+@functools.lru_cache(maxsize=64)
+def _stand_in(make: Callable[[Any], Any], original: Any) -> Any:
+    """Return what stands in for a function; made once, since blocks may be many and short."""
+    return make(original)
 
 
 def _always(wrapper: Any) -> Callable[[Any], Any]:

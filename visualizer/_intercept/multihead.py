@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
-from visualizer._intercept.observation import QueryKeyObservation
-from visualizer._intercept.observers import find_observers, is_inside
+from visualizer._intercept.observation import FourAxes, QueryKeyObservation
+from visualizer._intercept.observers import Sighting, depth, find_observers
 from visualizer._intercept.telling import tell
 from visualizer.attention import Mask
 
@@ -46,7 +46,7 @@ def make_multi_head(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def multi_head_attention_forward(*args: Any, **kwargs: Any) -> Any:
-        if is_inside() or not find_observers():
+        if depth.inside or not find_observers():
             return original(*args, **kwargs)
         num_heads = kwargs["num_heads"] if "num_heads" in kwargs else args[4]
         before, steps = _running.steps, _Steps(num_heads)
@@ -56,7 +56,7 @@ def make_multi_head(original: Callable[..., Any]) -> Callable[..., Any]:
         finally:
             _running.steps = before
         if steps.weights is not None:
-            tell(lambda: _observe(steps))
+            tell(Sighting(_observe, (steps,), {}))
         return result
 
     return multi_head_attention_forward
@@ -101,23 +101,26 @@ def _observe(steps: _Steps) -> QueryKeyObservation:
     assert steps.query is not None
     assert steps.key is not None
     assert steps.weights is not None
-    heads = steps.num_heads
-    query = steps.query.unflatten(0, (-1, heads))
-    key = steps.key.transpose(-2, -1).unflatten(0, (-1, heads))
-    weights = steps.weights.unflatten(0, (-1, heads))
-    mask = steps.mask
+    heads, mask = steps.num_heads, steps.mask
+    many, queries, _ = steps.query.shape
     return QueryKeyObservation(
         source="multi_head_attention",
-        shape=(*query.shape[:3], key.shape[2]),
-        query=query,
-        key=key,
-        value=key,
-        output=query,
+        shape=(many // heads, heads, queries, steps.key.shape[-1]),
+        tensors=FourAxes(steps.query, steps.key, None, steps.query, steps.weights),
+        parts=(mask,),
+        arrange=lambda tensors: _arrange(tensors, heads),
         make_mask=lambda: Mask() if mask is None else _mask(mask, heads),
         scale=1.0,  # the queries are scaled before
         empty_rows=float("nan"),
-        weights=weights,
     )
+
+
+def _arrange(tensors: FourAxes, heads: int) -> FourAxes:
+    """Part batch and heads, which are one axis; the keys are transposed for the product."""
+    query = tensors.query.unflatten(0, (-1, heads))
+    key = tensors.key.transpose(-2, -1).unflatten(0, (-1, heads))
+    weights = None if tensors.weights is None else tensors.weights.unflatten(0, (-1, heads))
+    return FourAxes(query, key, None, query, weights)
 
 
 def _mask(mask: Tensor, heads: int) -> Mask:

@@ -1,11 +1,15 @@
-"""What was seen of one attention call, and what is kept of it."""
+"""What was seen of one attention call, and what is kept of it.
+
+Making an observation runs no operation of torch and copies nothing: it happens inside the model's
+forward. All that is to be computed waits for `hold`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +18,7 @@ from visualizer._intercept.check import Check, OutputCheck, WeightsCheck
 from visualizer._intercept.holding import hold, keep, why_no_value
 from visualizer.attention import AttentionCall, Mask
 
-__all__ = ["Held", "Observation", "QueryKeyObservation", "WeightsObservation"]
+__all__ = ["FourAxes", "Held", "Observation", "QueryKeyObservation", "WeightsObservation"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,15 +30,15 @@ class Held:
         tensors: Everything that is kept, for its bytes.
         check: Compares with what the model computed; None where nothing can be compared.
         mask: The mask, where there is one.
-        confirmed: What is known without it: True for a variable of the program in a function that
-            is known, None otherwise.
+        confirmed: What is known without a check: True for a variable of the program in a function
+            that is known, None otherwise.
     """
 
     read: Callable[[], AttentionCall | Tensor]
     tensors: tuple[Tensor, ...]
     check: Check | None = None
-    confirmed: bool | None = None
     mask: Mask | None = None
+    confirmed: bool | None = None
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -53,8 +57,20 @@ class Observation:
     module: Any = None
     refusal: str | None = None
 
+    def why_no_value(self) -> str | None:
+        """Say why nothing can be kept of it; None where it can."""
+        return self.refusal
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Return the tensors that the map is computed from."""
+        return ()
+
+    def results(self) -> tuple[Tensor, ...]:
+        """Return the tensors that the map can be compared with."""
+        return ()
+
     def nbytes(self) -> tuple[int, int]:
-        """Return how many bytes its inputs take, and its rows."""
+        """Return how many bytes queries and keys take, and the weights of all rows."""
         rows = 4 * math.prod(self.shape)
         return rows, rows
 
@@ -62,9 +78,19 @@ class Observation:
         """Keep what is needed to compute the map later."""
         raise NotImplementedError
 
-    def why_no_value(self) -> str | None:
-        """Say why nothing can be kept of it; None where it can."""
-        return self.refusal
+    def own_weights(self) -> Observation | None:
+        """Return the observation of the map that the program computed, if it did."""
+        return None
+
+
+class FourAxes(NamedTuple):
+    """Tensors as `(batch, head, token, dim)`; `weights` as `(batch, head, query, key)`."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor | None
+    output: Tensor
+    weights: Tensor | None = None
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -72,67 +98,76 @@ class QueryKeyObservation(Observation):
     """A call whose map is the softmax of the scores of its queries and keys.
 
     Attributes:
-        query: Shape `(batch, head, query, dim)`.
-        key: Shape `(batch, key_head, key, dim)`.
-        value: Shape `(batch, key_head, key, value_dim)`.
-        output: Shape `(batch, head, query, value_dim)`.
-        make_mask: Returns the mask; called when it is certain that it is needed.
-        weights: The map that the program itself computed, if it did.
+        tensors: Query, key, value, output and weights, as the program has them.
+        parts: Mask, bias and sinks, as the program has them.
+        arrange: Gives the tensors their four axes.
+        make_mask: Returns the mask.
+        scale: What scores are multiplied with.
+        softcap: As in `AttentionCall`.
+        sinks: As in `AttentionCall`.
+        empty_rows: As in `AttentionCall`.
         dropout: The probability with which weights were dropped.
     """
 
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    output: Tensor
+    tensors: FourAxes
+    parts: tuple[Tensor | None, ...]
+    arrange: Callable[[FourAxes], FourAxes]
     make_mask: Callable[[], Mask]
     scale: float
     softcap: float | None = None
     sinks: Tensor | None = None
     empty_rows: float = 0.0
-    weights: Tensor | None = None
     dropout: float = 0.0
     _mask: Mask | None = field(default=None, init=False)
 
     @property
     def mask(self) -> Mask:
+        """The mask, in its compact form."""
         if self._mask is None:
             self._mask = self.make_mask()
         return self._mask
 
     def why_no_value(self) -> str | None:
-        return why_no_value(self.query, self.key, self.value, self.output)
+        return why_no_value(self.tensors.query, self.tensors.output)
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        return (*self.tensors[:2], *(part for part in self.parts if part is not None))
+
+    def results(self) -> tuple[Tensor, ...]:
+        return tuple(tensor for tensor in self.tensors[2:] if tensor is not None)
 
     def nbytes(self) -> tuple[int, int]:
-        size = self.query.element_size()
-        return (self.query.numel() + self.key.numel()) * size, 4 * math.prod(self.shape)
+        query, key = self.tensors[:2]
+        inputs = (query.numel() + key.numel()) * query.element_size()
+        return inputs, 4 * math.prod(self.shape)
 
     def hold(self) -> Held:
-        query, key = self._as_computed(self.query), self._as_computed(self.key)
+        found = self.arrange(self.tensors)
+        output = found.output
         call = AttentionCall(
-            hold(query),
-            hold(key),
+            hold(_as_computed(found.query, output)),
+            hold(_as_computed(found.key, output)),
             scale=self.scale,
             mask=self.mask,
             softcap=self.softcap,
             sinks=None if self.sinks is None else hold(self.sinks),
             empty_rows=self.empty_rows,
         )
-        check = self._check()
-        tensors = call.tensors() if check is None else (*call.tensors(), *check.tensors())
-        return Held(read=lambda: _intact(call), tensors=tensors, check=check, mask=call.mask)
+        check = None if self.dropout > 0 else _check(found)
+        more = () if check is None else check.tensors()
+        return Held(lambda: _intact(call), (*call.tensors(), *more), check, call.mask)
 
-    def _as_computed(self, tensor: Tensor) -> Tensor:
-        """Return an input in the type that autocast gave it, which shows in the output's."""
-        return tensor if tensor.dtype == self.output.dtype else tensor.to(self.output.dtype)
-
-    def _check(self) -> Check | None:
-        if self.dropout > 0:
+    def own_weights(self) -> Observation | None:
+        weights = self.arrange(self.tensors).weights
+        if weights is None:
             return None
-        if self.weights is not None:
-            types = {t.dtype for t in (self.query, self.output, self.weights)}
-            return WeightsCheck.of(self.weights, max(torch.finfo(t).eps for t in types))
-        return OutputCheck.of(self.value, self.output)
+        return WeightsObservation(
+            source=self.source,
+            shape=self.shape,
+            module=self.module,
+            weights=weights,
+            confirmed=None if self.dropout > 0 else True,
+        )
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -150,13 +185,35 @@ class WeightsObservation(Observation):
     def why_no_value(self) -> str | None:
         return why_no_value(self.weights)
 
+    def inputs(self) -> tuple[Tensor, ...]:
+        return (self.weights,)
+
     def nbytes(self) -> tuple[int, int]:
         size = self.weights.numel() * self.weights.element_size()
         return size, size
 
     def hold(self) -> Held:
         kept = keep(self.weights)
-        return Held(read=lambda: kept.read()[0], tensors=kept.tensors, confirmed=self.confirmed)
+        return Held(lambda: kept.read()[0], kept.tensors, confirmed=self.confirmed)
+
+
+def present(tensors: FourAxes) -> Iterator[Tensor]:
+    """Yield those tensors that there are."""
+    return (tensor for tensor in tensors if tensor is not None)
+
+
+def _as_computed(tensor: Tensor, output: Tensor) -> Tensor:
+    """Return an input in the type that autocast gave it, which shows in the output's."""
+    return tensor if tensor.dtype == output.dtype else tensor.to(output.dtype)
+
+
+def _check(found: FourAxes) -> Check | None:
+    if 0 in found.output.shape:
+        return None
+    if found.weights is not None:
+        types = {tensor.dtype for tensor in (found.query, found.output, found.weights)}
+        return WeightsCheck.of(found.weights, max(torch.finfo(each).eps for each in types))
+    return None if found.value is None else OutputCheck.of(found.value, found.output)
 
 
 def _intact(call: AttentionCall) -> AttentionCall:

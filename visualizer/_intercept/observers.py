@@ -3,48 +3,97 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
 from visualizer.attention.unobserved import is_unobserved
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Sequence
+
+    from torch import Tensor
+
     from visualizer._intercept.observation import Observation
 
 __all__ = [
+    "AttentionObserver",
     "Observer",
+    "Sighting",
     "count_told",
+    "depth",
     "find_observers",
-    "inside",
-    "is_inside",
-    "note_told",
     "open_observer",
     "shut_observer",
 ]
 
 
+class Sighting:
+    """An attention call that has returned, before anybody looks closer.
+
+    Args:
+        look: Makes an observation of the call, given `args` and `kwargs`.
+        args: Positional arguments.
+        kwargs: Keyword arguments.
+        tensors: Query, key, value and output, if these and `parts` are all that it looks at.
+        parts: Mask, bias and the like.
+        module: The module that attends, where the program says so.
+    """
+
+    __slots__ = ("_args", "_kwargs", "_look", "module", "parts", "tensors")
+
+    def __init__(
+        self,
+        look: Callable[..., Observation],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        tensors: Sequence[Tensor | None] = (),
+        parts: Sequence[Tensor | None] = (),
+        module: Any = None,
+    ) -> None:
+        self._look, self._args, self._kwargs = look, args, kwargs
+        self.tensors, self.parts, self.module = tensors, parts, module
+
+    def look(self) -> Observation:
+        """Return what was seen."""
+        return self._look(*self._args, **self._kwargs)
+
+    @property
+    def kind(self) -> Hashable:
+        """What calls have in common that are rebuilt alike; None if that can't be told."""
+        query, key = self.tensors[:2] if len(self.tensors) > 1 else (None, None)
+        if query is None or key is None:
+            return None
+        shapes = [None if part is None else part.shape for part in self.parts]
+        module = type(self.module)
+        return (self._look, module, query.shape, key.shape, query.dtype, query.device, *shapes)
+
+
+class AttentionObserver(Protocol):
+    """What is told of attention."""
+
+    def on_attention(self, sighting: Sighting) -> None:
+        """An attention call has returned."""
+
+    def on_error(self, error: Exception) -> None:
+        """Telling it raised."""
+
+
 class Observer(Protocol):
-    """What is told of attention, and of modules that are called.
+    """What is told of modules that are called, and has somebody told of attention.
 
     Attributes:
         is_open: Whether it still wants to be told.
+        attention: Who is told of attention; None if nobody.
     """
 
     is_open: bool
-
-    def on_attention(self, observation: Observation) -> None:
-        """An attention call has returned."""
+    attention: Any
 
     def on_call(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A module is about to be called. Does not raise."""
 
     def on_return(self, module: Any, output: Any) -> None:
         """A module has returned. Does not raise."""
-
-    def on_error(self, error: Exception) -> None:
-        """Telling it raised."""
 
 
 _own: ContextVar[tuple[Observer, ...]] = ContextVar("visualizer_observers", default=())
@@ -78,37 +127,30 @@ def find_observers() -> tuple[Observer, ...]:
 
 
 def _live() -> tuple[Observer, ...]:
-    return tuple(observer for observer in _own.get() if observer.is_open)
+    """Return this context's observers; those that were shut from elsewhere are still among them."""
+    own = _own.get()
+    for observer in own:
+        if not observer.is_open:
+            return tuple(observer for observer in own if observer.is_open)
+    return own
 
 
 class _Depth(threading.local):
+    """What this thread is in.
+
+    Attributes:
+        inside: How many attention functions run that are observed as a whole: what these call is
+            a part of them. Who runs one counts up and down.
+        told: How many attention calls observers were told of.
+    """
+
     inside = 0
     told = 0
 
 
-_depth = _Depth()
-
-
-@contextmanager
-def inside() -> Iterator[None]:
-    """Run an attention function that is observed as a whole: what it calls is a part of it."""
-    _depth.inside += 1
-    try:
-        yield
-    finally:
-        _depth.inside -= 1
-
-
-def is_inside() -> bool:
-    """Tell whether this thread runs an attention function that is observed as a whole."""
-    return _depth.inside > 0
-
-
-def note_told() -> None:
-    """Note that observers were told of an attention call of this thread."""
-    _depth.told += 1
+depth = _Depth()
 
 
 def count_told() -> int:
     """Return of how many attention calls of this thread observers were told."""
-    return _depth.told
+    return depth.told

@@ -81,24 +81,19 @@ def _restore(replaced: _Replacement) -> None:
 class Aliases:
     """Finds where modules hold an object under a name of their own (`from … import …`).
 
-    Looking through a few thousand modules takes some 10 ms, so those that have as many names as
-    last time are not looked through again.
+    Looking through a few thousand modules takes some 10 ms. So that is done when there are others
+    than last time, and of those that are not new for the ones that have another number of names.
     """
 
     def __init__(self) -> None:
         self._sizes: weakref.WeakKeyDictionary[ModuleType, int] = weakref.WeakKeyDictionary()
+        self._last: tuple[int, str | None] = (0, None)
         self._known: weakref.WeakKeyDictionary[ModuleType, set[str]] = weakref.WeakKeyDictionary()
 
     def find(self, wanted: Container[int]) -> Iterator[tuple[ModuleType, str, Any]]:
         """Yield `(module, name, object)` for objects whose `id` is wanted."""
-        for module in list(sys.modules.values()):
-            if not isinstance(module, ModuleType) or _is_torchs(module):
-                continue
-            names = vars(module)
-            if self._sizes.get(module) == len(names) and names.get("__name__") != "__main__":
-                continue  # in __main__, cells bind names anew
-            self._sizes[module] = len(names)
-            hits = {name for name, value in list(names.items()) if id(value) in wanted}
+        for module in self._new_modules():
+            hits = {name for name, value in list(vars(module).items()) if id(value) in wanted}
             if hits:
                 self._known.setdefault(module, set()).update(hits)
         for module, known in list(self._known.items()):
@@ -106,6 +101,22 @@ class Aliases:
                 value = vars(module).get(name)
                 if id(value) in wanted:
                     yield module, name, value
+
+    def _new_modules(self) -> Iterator[ModuleType]:
+        """Yield modules that were not looked through as they are: new ones, and `__main__`."""
+        main = sys.modules.get("__main__")
+        if main is not None:  # in a notebook, cells bind names anew
+            yield main
+        last = len(sys.modules), next(reversed(sys.modules), None)
+        if last == self._last:
+            return
+        self._last = last
+        for module in list(sys.modules.values()):
+            if not isinstance(module, ModuleType) or _is_torchs(module):
+                continue
+            if self._sizes.get(module) != len(vars(module)):
+                self._sizes[module] = len(vars(module))
+                yield module
 
 
 def _is_torchs(module: ModuleType) -> bool:

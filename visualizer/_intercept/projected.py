@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +17,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from visualizer._intercept.check import indices, largest, score_size, some_rows
-from visualizer._intercept.holding import Kept, keep
+from visualizer._intercept.frames import innermost_module
+from visualizer._intercept.holding import Kept, keep, why_no_value
 from visualizer._intercept.observation import Held, Observation
-from visualizer._intercept.observers import inside, is_inside
+from visualizer._intercept.observers import Sighting, depth
 from visualizer._intercept.telling import tell
 from visualizer.attention import AttentionCall, Mask
 from visualizer.attention.rows import weights_of_rows
+from visualizer.attention.unobserved import unobserved
 
 __all__ = ["make_encoder_layer", "make_native_multi_head"]
 
@@ -78,6 +81,13 @@ class _ProjectedObservation(Observation):
     mask_type: int | None
     lengths: Tensor | None
     rest: _Rest | None = None
+
+    def why_no_value(self) -> str | None:
+        return why_no_value(self.x, self.output)
+
+    def inputs(self) -> tuple[Tensor, ...]:
+        rest = () if self.rest is None else self.rest.tensors
+        return (self.x, *self.weights, *rest)
 
     def nbytes(self) -> tuple[int, int]:
         return self.x.numel() * self.x.element_size(), 4 * math.prod(self.shape)
@@ -173,11 +183,14 @@ def make_native_multi_head(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def _native_multi_head_attention(*args: Any, **kwargs: Any) -> Any:
-        if is_inside():
+        if depth.inside:
             return original(*args, **kwargs)
-        with inside():
+        depth.inside += 1
+        try:
             result = original(*args, **kwargs)
-        tell(lambda: _observe_native(result[0], *args, **kwargs))
+        finally:
+            depth.inside -= 1
+        tell(Sighting(_observe_native, (result[0], *args), kwargs))
         return result
 
     return _native_multi_head_attention
@@ -188,11 +201,16 @@ def make_encoder_layer(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def _transformer_encoder_layer_fwd(*args: Any, **kwargs: Any) -> Any:
-        if is_inside():
+        if depth.inside:
             return original(*args, **kwargs)
-        with inside():
+        depth.inside += 1
+        try:
             result = original(*args, **kwargs)
-        tell(lambda: _observe_encoder(result, *args, **kwargs))
+        finally:
+            depth.inside -= 1
+        layer = innermost_module(sys._getframe(1))
+        attention = getattr(layer, "self_attn", layer)  # which does not run, but has the path
+        tell(Sighting(_observe_encoder, (result, attention, *args), kwargs, module=attention))
         return result
 
     return _transformer_encoder_layer_fwd
@@ -224,6 +242,7 @@ def _observe_native(
 
 def _observe_encoder(
     output: Tensor,
+    module: Any,
     src: Tensor,
     embed_dim: int,
     num_heads: int,
@@ -245,7 +264,8 @@ def _observe_encoder(
         (qkv_weight, qkv_bias, proj_weight, proj_bias),
         mask,
         mask_type,
-        _Rest(use_gelu=use_gelu, norm_first=norm_first, eps=eps, tensors=tensors),
+        rest=_Rest(use_gelu=use_gelu, norm_first=norm_first, eps=eps, tensors=tensors),
+        module=module,
     )
 
 
@@ -257,15 +277,19 @@ def _observe_layer(
     weights: tuple[Tensor, Tensor, Tensor, Tensor],
     mask: Tensor | None,
     mask_type: int | None,
+    *,
     rest: _Rest | None = None,
+    module: Any = None,
 ) -> Observation:
     lengths = None
     if x.is_nested:
-        lengths = torch.tensor([len(item) for item in x.unbind()], device=x.device)
-        x, output = x.to_padded_tensor(0.0), output.to_padded_tensor(0.0)
+        with unobserved(x.device.type):
+            lengths = torch.tensor([len(item) for item in x.unbind()], device=x.device)
+            x, output = x.to_padded_tensor(0.0), output.to_padded_tensor(0.0)
     batch, tokens = x.shape[:2]
     return _ProjectedObservation(
         source=source,
+        module=module,
         shape=(batch, heads, tokens, tokens),
         x=x,
         output=output,

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visualizer._intercept.observation import Observation, QueryKeyObservation
-from visualizer._intercept.observers import count_told, find_observers, inside, is_inside
-from visualizer._intercept.telling import tell
+from visualizer._intercept.observation import FourAxes, Observation, QueryKeyObservation
+from visualizer._intercept.observers import Sighting, count_told, depth, find_observers
+from visualizer._intercept.telling import refuse, tell
 from visualizer.attention import Mask
 
 __all__ = ["find_registry", "make_get_interface"]
@@ -39,46 +39,61 @@ def make_get_interface(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def get_interface(self: Any, attn_implementation: str, default: Callable[..., Any]) -> Any:
         function = original(self, attn_implementation, default)
-        if not find_observers():
-            return function
-        return _observed(function, attn_implementation or "eager")
+        name = attn_implementation or "eager"
+        return _observed(function, name) if find_observers() else function
 
     return get_interface
 
 
+@functools.lru_cache(maxsize=256)
 def _observed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    kind = _kind(function, name)
-    if kind is None:
+    """Return a function that does the same, and tells of it."""
+    observe = _find_observe(function, name)
+    if observe is None:
         return functools.partial(_call_unknown, function, name)
-    return functools.partial(_call_known, function, kind)
+
+    def call(module: Any, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if depth.inside:
+            return function(module, query, key, *args, **kwargs)
+        depth.inside += 1
+        try:
+            result = function(module, query, key, *args, **kwargs)
+        finally:
+            depth.inside -= 1
+        value = args[0] if args else kwargs.get("value")
+        mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
+        results = result if isinstance(result, tuple) else ()
+        tell(
+            Sighting(
+                observe,
+                (result, module, query, key, *args),
+                kwargs,
+                (query, key, value, *results),
+                (mask if isinstance(mask, Tensor) else None, kwargs.get("position_bias")),
+                module,
+            )
+        )
+        return result
+
+    return call
 
 
-def _kind(function: Callable[..., Any], name: str) -> str | None:
-    """Say which of the functions that we know this is; a name may be registered anew."""
+def _find_observe(function: Callable[..., Any], name: str) -> Callable[..., Observation] | None:
+    """Return what observes a function that we know; a name may be registered anew."""
     module = getattr(function, "__module__", "") or ""
-    if name in (_SDPA, _FLEX):
-        return name if module.startswith("transformers.integrations.") else None
-    return "eager" if name == "eager" else None
-
-
-def _call_known(function: Callable[..., Any], kind: str, *args: Any, **kwargs: Any) -> Any:
-    if is_inside():
-        return function(*args, **kwargs)
-    with inside():
-        result = function(*args, **kwargs)
-    observe = {"eager": _observe_eager, _SDPA: _observe_sdpa, _FLEX: _observe_flex}[kind]
-    tell(lambda: observe(result, *args, **kwargs))
-    return result
+    if name in (_SDPA, _FLEX) and not module.startswith("transformers.integrations."):
+        return None
+    return _OBSERVE.get(name)
 
 
 def _call_unknown(function: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Any:
     """Call a function that is not known: what it calls in turn may be seen."""
     before = count_told()
     result = function(*args, **kwargs)
-    if count_told() == before and not is_inside():
+    if count_told() == before and not depth.inside:
         module = args[0] if args else kwargs.get("module")
         reason = f"the attention function {name!r} calls none that can be seen"
-        tell(lambda: Observation(source=name, module=module, refusal=reason))
+        tell(refuse(name, reason, module))
     return result
 
 
@@ -95,11 +110,10 @@ def _observe_eager(
     output, weights = result[0], result[1]
     sinks = options.get("s_aux")
     return QueryKeyObservation(
-        **_common("eager", module, query, key, value, output, options),
+        **_common("eager", module, query, key, value, output, attention_mask, options, weights),
         make_mask=lambda: _eager_mask(attention_mask, key, options.get("position_bias")),
         sinks=getattr(module, "sinks", None) if sinks is None else sinks,
         empty_rows=math.nan,
-        weights=weights,
     )
 
 
@@ -120,7 +134,7 @@ def _observe_sdpa(
     is_causal = bool(is_causal) and query.shape[2] > 1 and attention_mask is None
     bias = options.get("position_bias")
     return QueryKeyObservation(
-        **_common(_SDPA, module, query, key, value, result[0], options),
+        **_common(_SDPA, module, query, key, value, result[0], attention_mask, options),
         make_mask=lambda: _sdpa_mask(attention_mask, is_causal, key, bias),
     )
 
@@ -139,7 +153,7 @@ def _observe_flex(
         reason = "its mask is a BlockMask, a function that says which keys are seen"
         return Observation(source=_FLEX, module=module, refusal=reason)
     return QueryKeyObservation(
-        **_common(_FLEX, module, query, key, value, result[0], options),
+        **_common(_FLEX, module, query, key, value, result[0], attention_mask, options),
         make_mask=lambda: _eager_mask(attention_mask, key, options.get("position_bias")),
         sinks=options.get("s_aux"),
     )
@@ -152,7 +166,9 @@ def _common(
     key: Tensor,
     value: Tensor,
     output: Tensor,
+    mask: Tensor | None,
     options: dict[str, Any],
+    weights: Tensor | None = None,
 ) -> dict[str, Any]:
     """Return what all of these functions have in common, as an observation's fields."""
     scale = options.get("scaling")
@@ -161,14 +177,18 @@ def _common(
         "source": source,
         "module": module,
         "shape": (*query.shape[:3], key.shape[2]),
-        "query": query,
-        "key": key,
-        "value": value,
-        "output": output.transpose(1, 2),
+        "tensors": FourAxes(query, key, value, output, weights),
+        "arrange": _arrange,
+        "parts": (mask, options.get("position_bias"), options.get("s_aux")),
         "scale": 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale),
         "softcap": options.get("softcap"),
         "dropout": dropout if getattr(module, "training", True) else 0.0,
     }
+
+
+def _arrange(tensors: FourAxes) -> FourAxes:
+    """Put the heads of the output before its queries."""
+    return tensors._replace(output=tensors.output.transpose(1, 2))
 
 
 def _eager_mask(mask: Tensor | None, key: Tensor, bias: Tensor | None) -> Mask:
@@ -200,3 +220,10 @@ def _with_bias(mask: Mask | None, bias: Tensor | None) -> Mask:
 def _paged(source: str, module: Any) -> Observation:
     reason = "its keys are in a paged cache of continuous batching"
     return Observation(source=source, module=module, refusal=reason)
+
+
+_OBSERVE: dict[str, Callable[..., Observation]] = {
+    "eager": _observe_eager,
+    _SDPA: _observe_sdpa,
+    _FLEX: _observe_flex,
+}

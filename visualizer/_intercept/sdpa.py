@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from visualizer._intercept.observation import Observation, QueryKeyObservation
-from visualizer._intercept.observers import is_inside
+from visualizer._intercept.observation import FourAxes, Observation, QueryKeyObservation
+from visualizer._intercept.observers import Sighting, depth
 from visualizer._intercept.telling import tell
 from visualizer.attention import Mask
 
@@ -21,10 +21,14 @@ def make_sdpa(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Return what stands in for the function: the same, and open captures are told."""
 
     @functools.wraps(original)
-    def scaled_dot_product_attention(*args: Any, **kwargs: Any) -> Tensor:
-        output = original(*args, **kwargs)
-        if not is_inside():
-            tell(lambda: observe_sdpa(output, *args, **kwargs))
+    def scaled_dot_product_attention(
+        query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        output = original(query, key, value, *args, **kwargs)
+        if not depth.inside:
+            mask = args[0] if args else kwargs.get("attn_mask")
+            seen, given = (query, key, value, output), (output, query, key, value, *args)
+            tell(Sighting(observe_sdpa, given, kwargs, seen, (mask,)))
         return output
 
     return scaled_dot_product_attention
@@ -44,25 +48,36 @@ def observe_sdpa(
     """Return what was seen of a call; shapes are broadcast as the function does it."""
     if query.is_nested:
         return Observation(source="sdpa", refusal="its inputs are nested (varlen) tensors")
-    axes = max(query.dim(), key.dim(), value.dim())
-    leading = output.shape[:-3]
-    query4, key4, value4 = (as_four_axes(t, axes, leading) for t in (query, key, value))
-    heads = output.shape[-3] if axes > 2 else 1
-    if axes == 3:
-        heads = 1
-    if query4.shape[1] != heads:
-        query4 = query4.expand(-1, heads, -1, -1)
+    shape, axes = output.shape, max(query.dim(), key.dim(), value.dim())
+    heads = shape[-3] if axes > 3 else 1
+    batch = shape[0] if axes == 3 else math.prod(shape[:-3])
+    is_plain = axes == 4 and shape[:2] == query.shape[:2] and shape[0] == len(key) == len(value)
     return QueryKeyObservation(
         source="sdpa",
-        shape=(query4.shape[0], heads, query4.shape[2], key4.shape[2]),
-        query=query4,
-        key=key4,
-        value=value4,
-        output=as_four_axes(output, axes, leading),
-        make_mask=lambda: _mask(attn_mask, is_causal, axes, leading),
+        shape=(batch, heads, shape[-2], key.shape[-2]),
+        tensors=FourAxes(query, key, value, output),
+        parts=(attn_mask,),
+        arrange=_no_change if is_plain else _arrange,
+        make_mask=lambda: _mask(attn_mask, is_causal, axes, shape[:-3]),
         scale=1 / math.sqrt(query.shape[-1]) if scale is None else float(scale),
         dropout=dropout_p,
     )
+
+
+def _no_change(tensors: FourAxes) -> FourAxes:
+    return tensors
+
+
+def _arrange(tensors: FourAxes) -> FourAxes:
+    """Broadcast as the function does it; what is before the heads becomes the batch."""
+    query, key, value, output = tensors[:4]
+    assert value is not None
+    axes = max(query.dim(), key.dim(), value.dim())
+    leading = output.shape[:-3]
+    query, key, value, output = (
+        as_four_axes(tensor, axes, leading) for tensor in (query, key, value, output)
+    )
+    return FourAxes(query.expand(-1, output.shape[1], -1, -1), key, value, output)
 
 
 def _mask(attn_mask: Tensor | None, is_causal: bool, axes: int, leading: tuple[int, ...]) -> Mask:

@@ -2,45 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from typing import Any
 
 from visualizer._capture.tensors import Obstacle, find_obstacle
 from visualizer._intercept.observation import Observation
-from visualizer._intercept.observers import Observer, find_observers, note_told
-from visualizer.attention.unobserved import unobserved
+from visualizer._intercept.observers import Sighting, depth, find_observers
 
-__all__ = ["tell"]
+__all__ = ["refuse", "tell"]
 
 
-def tell(observe: Callable[[], Observation]) -> None:
-    """Tell the observers of this context.
+def tell(sighting: Sighting) -> None:
+    """Tell the observers of this context of an attention call that has returned.
 
-    What they and `observe` raise never reaches the program, but for `KeyboardInterrupt` and the
-    like.
+    What they raise never reaches the program, but for `KeyboardInterrupt` and the like.
     """
     observers = find_observers()
     if not observers:
         return
     obstacle = find_obstacle()
-    if obstacle in (Obstacle.COMPILER, Obstacle.BACKWARD):
-        return  # the one has no values, the other is a second time
-    note_told()
     if obstacle is not None:
-        _tell_all(observers, Observation(source="attention", refusal=obstacle.value))
-        return
-    with unobserved():
-        try:
-            observation = observe()
-        except Exception as error:
-            for observer in observers:
-                observer.on_error(error)
-            return
-        _tell_all(observers, observation)
-
-
-def _tell_all(observers: Sequence[Observer], observation: Observation) -> None:
+        if obstacle is not Obstacle.TRACE:
+            return  # the compiler has no values, and a backward pass is a second time
+        sighting = refuse("attention", obstacle.value, sighting.module)
+    depth.told += 1
     for observer in observers:
-        try:
-            observer.on_attention(observation)
-        except Exception as error:
-            observer.on_error(error)
+        attention = observer.attention
+        if attention is not None:
+            try:
+                attention.on_attention(sighting)
+            except Exception as error:
+                attention.on_error(error)
+
+
+def refuse(source: str, reason: str, module: Any) -> Sighting:
+    """Return the sighting of a call whose map can't be rebuilt."""
+    seen = Observation(source=source, module=module, refusal=reason)
+    return Sighting(lambda: seen, (), {}, module=module)

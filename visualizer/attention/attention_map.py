@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,31 +17,23 @@ from visualizer.attention.call import AttentionCall
 from visualizer.attention.grids import token_places
 from visualizer.attention.indexing import Selection, gather, one_of, select
 from visualizer.attention.picks import Shape
-from visualizer.attention.record import ArrayRecord, MapRecord, Source, to_weights
+from visualizer.attention.record import (
+    ArrayRecord,
+    MapRecord,
+    Source,
+    device_of,
+    dtype_of,
+    to_weights,
+)
 from visualizer.attention.sizes import MAX_BYTES, check_size
-from visualizer.attention.stream import BLOCK_BYTES
+from visualizer.attention.stream import BLOCK_BYTES, Block
 from visualizer.attention.unobserved import unobserved
 from visualizer.errors import MapRefusedError, OutOfRangeError, ShapeError
 
-__all__ = ["AttentionMap", "Block", "Floats"]
+__all__ = ["AttentionMap", "Floats"]
 
 Floats = NDArray[np.floating[Any]]
 """In fact float32 or float64."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Block:
-    """Some rows of a map.
-
-    Attributes:
-        item: Index in the batch.
-        queries: Which queries.
-        weights: Shape `(head, query, key)`.
-    """
-
-    item: int
-    queries: slice
-    weights: Floats
 
 
 class AttentionMap:
@@ -54,9 +45,9 @@ class AttentionMap:
     Example:
         >>> m = AttentionMap.from_weights([[0.5, 0.5], [1.0, 0.0]])
         >>> m[0, 0, 1]
-        array([1., 0.], dtype=float32)
+        array([1., 0.])
         >>> m.entropy().round(2)
-        array([[[0.69, 0.  ]]], dtype=float32)
+        array([[[0.69, 0.  ]]])
     """
 
     __slots__ = ("_logsumexp", "record")
@@ -336,8 +327,7 @@ class AttentionMap:
         places = token_places(keys, grid, patch_size, prefix_tokens)
         source = self._read()
         with unobserved(_device(source)):
-            at = torch.from_numpy(places).to(_device_of(source), torch.float64)
-            at = at.to(torch.float64 if source.dtype == torch.float64 else torch.float32)
+            at = torch.from_numpy(places).to(device_of(source), dtype_of(source))
             return _to_numpy(statistics.distance(source, at, prefix_tokens))
 
     def mass(self, keys: Any) -> Floats:
@@ -358,7 +348,7 @@ class AttentionMap:
         chosen = select((0, 0, 0, keys), self.shape).needed[3]
         source = self._read()
         with unobserved(_device(source)):
-            at = torch.tensor(list(chosen), dtype=torch.int64, device=_device_of(source))
+            at = torch.tensor(list(chosen), dtype=torch.int64, device=device_of(source))
             return _to_numpy(statistics.mass(source, at))
 
     def _read(self) -> Source:
@@ -390,18 +380,13 @@ class AttentionMap:
     def _gather(self, selection: Selection, max_bytes: int | None, name: str) -> Floats:
         source = self._read()
         if max_bytes is not None:
-            itemsize = 8 if source.dtype == torch.float64 else 4
-            check_size(selection.shape, itemsize, max_bytes, name)
+            check_size(selection.shape, dtype_of(source).itemsize, max_bytes, name)
         with unobserved(_device(source)):
             return gather(source, selection).numpy()
 
 
-def _device_of(source: Source) -> torch.device:
-    return source.query.device if isinstance(source, AttentionCall) else source.device
-
-
 def _device(source: Source) -> str:
-    return _device_of(source).type
+    return device_of(source).type
 
 
 def _to_numpy(tensor: Tensor) -> Floats:

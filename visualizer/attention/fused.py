@@ -59,7 +59,8 @@ def fused(call: AttentionCall) -> Fused | None:
             heads = slice(key_heads.start * call.group, key_heads.stop * call.group)
             lse, product = _merged(call, items, key_heads, parts)
             result.logsumexp[items, heads] = lse
-            result.entropy[items, heads] = (lse - product).clamp_(min=0)
+            spread = (lse - product).clamp_(min=0)
+            result.entropy[items, heads] = spread.masked_fill_(lse == -math.inf, math.nan)
     except (AttributeError, RuntimeError, TypeError):  # another torch, another kernel
         return None
     return result if _agrees(call, result) else None

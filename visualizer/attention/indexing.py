@@ -13,10 +13,10 @@ from torch import Tensor
 
 from visualizer.attention.call import AttentionCall
 from visualizer.attention.picks import Pick, Shape
-from visualizer.attention.record import Source
+from visualizer.attention.record import Source, device_of, dtype_of
 from visualizer.attention.rows import head_runs, runs
 from visualizer.attention.scores import weights
-from visualizer.attention.stream import BLOCK_BYTES, dtype_of
+from visualizer.attention.stream import BLOCK_BYTES
 from visualizer.errors import OutOfRangeError
 
 __all__ = ["Selection", "gather", "one_of", "select"]
@@ -117,10 +117,9 @@ def _fill(
 
 
 def _rows(source: Source, item: slice, heads: slice, queries: Sequence[int]) -> Tensor:
-    device = source.query.device if isinstance(source, AttentionCall) else source.device
     picked: slice | Tensor = slice(queries[0], queries[-1] + 1)
     if queries[-1] + 1 - queries[0] != len(queries):
-        picked = torch.tensor(list(queries), dtype=torch.int64, device=device)
+        picked = torch.tensor(list(queries), dtype=torch.int64, device=device_of(source))
     if isinstance(source, AttentionCall):
         return weights(source, Pick(item, heads, picked, slice(0, source.shape[3])))
     return source[item, heads][:, :, picked].to(dtype_of(source))

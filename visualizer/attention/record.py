@@ -14,7 +14,7 @@ from visualizer.attention.picks import Shape
 from visualizer.attention.unobserved import unobserved
 from visualizer.errors import NotWeightsError, ShapeError
 
-__all__ = ["ArrayRecord", "MapRecord", "Source", "to_weights"]
+__all__ = ["ArrayRecord", "MapRecord", "Source", "device_of", "dtype_of", "to_weights"]
 
 Source = AttentionCall | Tensor
 """What a map is computed from: a call, or the weights, shape `(batch, head, query, key)`."""
@@ -23,6 +23,16 @@ _ROUNDING = 0.02
 """How far a row's sum may be from 1: what the rounding of bfloat16 and float16 adds up to."""
 
 _CHECKED_BYTES = 16 * 2**20
+
+
+def device_of(source: Source) -> torch.device:
+    """Return where a map is computed."""
+    return source.query.device if isinstance(source, AttentionCall) else source.device
+
+
+def dtype_of(source: Source) -> torch.dtype:
+    """Return the type that is computed in: float64 for what is float64, else float32."""
+    return torch.float64 if source.dtype == torch.float64 else torch.float32
 
 
 class MapRecord(Protocol):

@@ -10,11 +10,10 @@ from torch import Tensor
 from visualizer.attention.call import AttentionCall
 from visualizer.attention.fused import fused
 from visualizer.attention.picks import Pick
-from visualizer.attention.record import Source
+from visualizer.attention.record import Source, device_of, dtype_of
 from visualizer.attention.scores import scores
 from visualizer.attention.stream import (
     BLOCK_BYTES,
-    dtype_of,
     plan,
     stream,
     stream_logsumexp,
@@ -172,5 +171,4 @@ def column(call: AttentionCall, key: int, lse: Tensor) -> Tensor:
 
 
 def _empty(source: Source, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
-    device = source.query.device if isinstance(source, AttentionCall) else source.device
-    return torch.empty(shape, dtype=dtype or dtype_of(source), device=device)
+    return torch.empty(shape, dtype=dtype or dtype_of(source), device=device_of(source))

@@ -5,20 +5,38 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from visualizer.attention.call import AttentionCall
 from visualizer.attention.picks import Pick, Shape
-from visualizer.attention.record import Source
+from visualizer.attention.record import Source, dtype_of
 from visualizer.attention.rows import head_runs
 from visualizer.attention.scores import logsumexp, weights
 
-__all__ = ["BLOCK_BYTES", "Piece", "dtype_of", "plan", "stream", "stream_logsumexp"]
+__all__ = ["BLOCK_BYTES", "Block", "Piece", "plan", "stream", "stream_logsumexp"]
 
 BLOCK_BYTES = 16 * 2**20
 """Bytes of a piece. Scores and weights of one piece are held at a time: two times as much."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """Some rows of a map, for whoever goes through it.
+
+    Attributes:
+        item: Index in the batch.
+        queries: Which queries.
+        weights: Shape `(head, query, key)`.
+    """
+
+    item: int
+    queries: slice
+    weights: NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,11 +56,6 @@ class Piece:
     queries: slice
     keys: slice
     weights: Tensor
-
-
-def dtype_of(source: Source) -> torch.dtype:
-    """Return the type that is computed in: float64 for what is float64, else float32."""
-    return torch.float64 if source.dtype == torch.float64 else torch.float32
 
 
 def plan(shape: Shape, group: int, row_bytes: int, max_bytes: int) -> Iterator[Pick]:
@@ -69,20 +82,19 @@ def plan(shape: Shape, group: int, row_bytes: int, max_bytes: int) -> Iterator[P
                     yield Pick(slice(item, item + 1), run, part, slice(0, keys))
 
 
-def stream(source: Source, *, at_least: int = 1, max_bytes: int = BLOCK_BYTES) -> Iterator[Piece]:
+def stream(source: Source, *, at_least: int = 1) -> Iterator[Piece]:
     """Compute a map, piece by piece.
 
     Args:
         source: A call or weights.
         at_least: How many keys a piece has; those at the ends that no query sees may be missing.
-        max_bytes: Of the weights of a piece.
     """
     if isinstance(source, Tensor):
-        yield from _stream_tensor(source, max_bytes)
+        yield from _stream_tensor(source)
         return
     row_bytes = source.shape[3] * source.dtype.itemsize
     buffers: list[Tensor] = []
-    for pick in plan(source.shape, source.group, row_bytes, max_bytes):
+    for pick in plan(source.shape, source.group, row_bytes, BLOCK_BYTES):
         if not buffers:  # the first piece is the largest
             size = (pick.heads.stop - pick.heads.start) * len(pick) * source.shape[3]
             like = torch.empty(0, dtype=source.dtype, device=source.query.device)
@@ -107,10 +119,10 @@ def stream_logsumexp(call: AttentionCall) -> Tensor:
     return result
 
 
-def _stream_tensor(tensor: Tensor, max_bytes: int) -> Iterator[Piece]:
+def _stream_tensor(tensor: Tensor) -> Iterator[Piece]:
     batch, heads, queries, keys = tensor.shape
     dtype = dtype_of(tensor)
-    for pick in plan((batch, heads, queries, keys), 1, keys * dtype.itemsize, max_bytes):
+    for pick in plan((batch, heads, queries, keys), 1, keys * dtype.itemsize, BLOCK_BYTES):
         values = tensor[pick.items.start, pick.heads, pick.queries].to(dtype)
         yield Piece(pick.items.start, pick.heads, _queries(pick), pick.keys, values)
 

@@ -45,13 +45,20 @@ class unobserved:  # noqa: N801  (used as a function, as contextlib's own contex
             self._stack.enter_context(torch.inference_mode(False))
         self._stack.enter_context(torch.no_grad())
         self._stack.enter_context(torch._C.DisableTorchFunction())
-        if torch.is_autocast_enabled(self._device):
+        if _autocasts(self._device):
             self._stack.enter_context(torch.autocast(self._device, enabled=False))
         _depth.value += 1
 
     def __exit__(self, *error: Any) -> None:
         _depth.value -= 1
         self._stack.close()
+
+
+def _autocasts(device: str) -> bool:
+    try:
+        return torch.is_autocast_enabled(device)
+    except RuntimeError:  # a device that has no autocast
+        return False
 
 
 def is_unobserved() -> bool:

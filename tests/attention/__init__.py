@@ -1,0 +1,1 @@
+"""Attention maps, against float64 computations of the whole map."""
