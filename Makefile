@@ -45,6 +45,7 @@ format: $(DEV)/ruff  ## Format the code
 bench: $(DEV)/ruff  ## The benchmarks
 	$(DEV)/python -m benchmarks overhead
 	$(DEV)/python -m benchmarks pointing
+	$(DEV)/python -m benchmarks attention
 
 assets: $(DEV)/ruff  ## The pictures of the README
 	$(DEV)/visualizer demo --out build/demo

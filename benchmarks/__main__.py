@@ -11,6 +11,7 @@ from typing import Final
 BENCHMARKS: Final = {
     "pointing": ("benchmarks.pointing", "whether attention points at what the model names"),
     "overhead": ("benchmarks.overhead", "what taking a local adds to a call, and to a ViT-S"),
+    "attention": ("benchmarks.attention", "what capturing attention costs, beside its peers"),
 }
 """Each benchmark's module, with `add_arguments(parser)` and `run(arguments) -> exit status`."""
 

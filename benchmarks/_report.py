@@ -18,7 +18,7 @@ class Row:
     Attributes:
         name: What was measured.
         value: The figure; None where it could not be taken.
-        unit: Its unit: "ns", "ms", or "x" for a ratio.
+        unit: Its unit: "ns", "ms", "MB" and so on, "x" for a ratio, or "" for a plain number.
         spread: How far the median of the rounds lies above `value`, where that is a minimum,
             or above the minimum, where it is itself the median.
         target: The most that it should be, if there is a target.
@@ -68,8 +68,11 @@ def save_json(path: Path, about: dict[str, Any], rows: Sequence[Row]) -> None:
 def _figure(value: float | None, row: Row) -> str:
     if value is None:
         return ""
-    return f"{value:.3f} x" if row.unit == "x" else f"{value:.1f} {row.unit}"
+    if row.unit == "x":
+        return f"{value:.3f} x"
+    number = f"{value:.1f}" if abs(value) >= 0.05 or value == 0 else f"{value:.1e}"
+    return f"{number} {row.unit}".rstrip()
 
 
 def _target(row: Row) -> str:
-    return "" if row.target is None else f"<= {row.target:g} {row.unit}"
+    return "" if row.target is None else f"<= {row.target:.3g} {row.unit}".rstrip()

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
-import platform
 import statistics
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from benchmarks._functions import (
     BARE,
@@ -19,6 +16,7 @@ from benchmarks._functions import (
     WRAPPER,
     function_contenders,
 )
+from benchmarks._machine import describe_machine, positive
 from benchmarks._report import Row, render_table, save_json
 from benchmarks._timing import Contender, Timing, time_contenders
 
@@ -51,13 +49,13 @@ _NEEDS_TORCH = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rounds", type=_positive, default=1000, help="default: %(default)s")
+    parser.add_argument("--rounds", type=positive, default=1000, help="default: %(default)s")
     parser.add_argument(
-        "--calls", type=_positive, default=2000, help="calls a round; default: %(default)s"
+        "--calls", type=positive, default=2000, help="calls a round; default: %(default)s"
     )
     parser.add_argument(
         "--vit-runs",
-        type=_positive,
+        type=positive,
         help="forwards of each ViT-S; default: 40, or --rounds if less",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there, too")
@@ -66,7 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure everything, print the table. A missed target is no error."""
     has_torch = importlib.util.find_spec("torch") is not None
-    about = _about(arguments, has_torch)
+    about = describe_machine("torch") if has_torch else describe_machine()
+    about |= {"rounds": arguments.rounds, "calls": arguments.calls}
     rows = _call_rows(arguments.rounds, arguments.calls, has_torch)
     if not hasattr(sys, "monitoring"):
         rows.append(Row("sys.monitoring", left_out="it came with Python 3.12"))
@@ -136,26 +135,3 @@ def _forward_rows(runs: int) -> list[Row]:
         Row("ViT-S, get_local / by hand, CPU time", ours.cpu_ms / by_hand.cpu_ms, "x"),
         Row("ViT-S, get_local / plain", ours.wall_ms / plain.wall_ms, "x"),
     ]
-
-
-def _about(arguments: argparse.Namespace, has_torch: bool) -> dict[str, Any]:
-    """Say what the figures hold for, and how busy the machine was before."""
-    about: dict[str, Any] = {
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "rounds": arguments.rounds,
-        "calls": arguments.calls,
-    }
-    if has_torch:
-        import torch
-
-        about["torch"] = f"{torch.__version__}, {torch.get_num_threads()} threads"
-    return about
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return number

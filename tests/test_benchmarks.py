@@ -70,6 +70,26 @@ POINTING = {
     "control: untrained model, CLS attention",
 }
 
+ATTENTION = {
+    "captured, the block open / plain": 1.05,
+    "captured, a block for each forward / plain": 1.05,
+    "captured.nbytes / q and k": 1.05,
+    "storages / q and k": 1.05,
+    "storages / eager's maps": 1 / 40,
+    "extra peak, captured / eager": 1 / 15,
+    "one row, all heads": 50,
+    "row sums are off by": 1e-5,
+    "of all rows / one SDPA forward": 1.3,
+    "extra peak": 128,
+    "error against float64": 5e-5,
+}
+PEAKS = {"extra peak, captured / eager", "extra peak"}
+"""What is measured on Linux only."""
+BERT = {
+    "captured, the block open / plain": 1.1,
+    "captured, a block for each forward / plain": 1.1,
+}
+
 
 def run(*arguments: str) -> str:
     return subprocess.run(
@@ -99,6 +119,36 @@ def test_overhead_has_every_row(tmp_path: Path) -> None:
             assert bool(row["verdict"]) == (name in TARGETS)
 
 
+def test_attention_has_every_target(tmp_path: Path) -> None:
+    """Each figure that has a target is measured with it, or left out for a reason."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    file = tmp_path / "attention.json"
+    table = run("attention", "--runs", "1", "--shorter", "64", "--json", str(file))
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert {"python", "machine", "torch", "transformers", "torchlens"} <= set(found)
+    targets: dict[str, dict[str, float]] = {"BERT": {}, "other": {}}
+    for row in found["rows"]:
+        assert row["name"] in table
+        title, _, what = row["name"].rpartition(" tokens, ")
+        assert (row["value"] is None) == (row["left_out"] is not None)
+        if row["left_out"] is not None:
+            assert "torchlens is not installed: pip install" in table or "/proc" in table
+        elif row["target"] is not None and "torchlens" not in what:
+            targets["BERT" if title.startswith("BERT") else "other"][what] = row["target"]
+    assert targets["BERT"] == BERT
+    peaks = set() if os.access("/proc/self/clear_refs", os.W_OK) else PEAKS
+    assert targets["other"] == {k: v for k, v in ATTENTION.items() if k not in peaks}
+
+
+def test_parts_of_attention_can_be_chosen() -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    table = run("attention", "--only", "row", "--runs", "1", "--shorter", "256")
+    assert "one row, all heads" in table
+    assert "SDPA" not in table
+
+
 def test_pointing_has_every_row() -> None:
     pytest.importorskip("torch", reason="torch is not installed")
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
@@ -112,7 +162,7 @@ def test_pointing_has_every_row() -> None:
 
 
 def test_help_lists_the_benchmarks() -> None:
-    assert {"overhead", "pointing"} <= set(run("--help").split())
+    assert {"overhead", "pointing", "attention"} <= set(run("--help").split())
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -13,7 +14,7 @@ from visualizer._block.block import Block
 from visualizer._block.explanation import explain_attention
 from visualizer._block.views import AttentionView, LocalsView, ModulesView, inputs_of, outputs_of
 from visualizer._capture.notices import notify
-from visualizer.errors import ShapeError
+from visualizer.errors import CaptureWarning, ShapeError
 from visualizer.summary import attention_rows, entry_rows, print_summary
 
 __all__ = ["Annotations", "Captured", "capture"]
@@ -88,11 +89,6 @@ def capture(
             f"capture() takes the model, a torch.nn.Module, not {type(model).__name__}. What is "
             f"called in the block is captured: with capture(model) as captured: model(x)"
         )
-    if modules and model is None:
-        raise TypeError(
-            f"capture(modules={modules!r}) needs the model whose modules these are: "
-            f"capture(model, modules={modules!r})"
-        )
     block = Block(
         model,
         locals=locals or {},
@@ -144,13 +140,13 @@ class Captured:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._block.close()
+        troubles = self._block.close()
         failure = self._block.find_failure()
-        if failure is None:
-            return
-        if error is None:
+        if error is None and failure is not None:
             raise failure
-        notify(str(failure))
+        with suppress(CaptureWarning) if error is not None else nullcontext():
+            for message in [*troubles, *([] if failure is None else [str(failure)])]:
+                notify(message)  # last, since a warning may have been made an error
 
     @property
     def nbytes(self) -> int:

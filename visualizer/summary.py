@@ -71,7 +71,7 @@ def attention_rows(maps: AttentionView) -> Iterator[Row]:
         groups.setdefault((made.module_path, made.source), []).append(made)
     for (path, source), group in groups.items():
         where = "outside of modules" if path is None else path or "(the model)"
-        shapes = [f"{made.dtype} {made.shape}" for made in group]
+        shapes = [f"{made.shape}" for made in group]
         yield Row(f"attention ({source})", where, len(group), _some(shapes), _bytes(group))
 
 

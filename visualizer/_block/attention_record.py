@@ -193,9 +193,12 @@ class AttentionRecord:
         else:
             held = observation.hold()
             if own is not None and self._is_refused(held):
+                self._excess = None
                 held = own.hold()  # the program has the map itself
         if self.form == "rows" or (self.form == "weights" and own is None):
             self._compare(held)
+            if held.mask is not None and not any(each.is_cuda for each in held.tensors):
+                self._is_causal = held.mask.is_causal(*self.shape[2:]) or None
             held = _as_rows(held)
         self._confirmed = held.confirmed
         return held
@@ -222,7 +225,7 @@ def _as_rows(held: Held) -> Held:
         rows = weights_of_rows(found, range(found.shape[2]))
     else:
         rows = found.clone()
-    return Held(lambda: rows, (rows,), mask=held.mask, confirmed=held.confirmed)
+    return Held(lambda: rows, (rows,), confirmed=held.confirmed)
 
 
 def _device(observation: Observation) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,10 +15,12 @@ from visualizer._block.attention_record import AttentionRecord, Versions
 from visualizer._block.budget import Budget, in_words
 from visualizer._block.options import Keep
 from visualizer._block.places import Place, Places
+from visualizer._intercept.holding import pins_more
 from visualizer._intercept.install import AttentionPatches, attention_functions
 from visualizer._intercept.observation import Observation, QueryKeyObservation
 from visualizer._intercept.observers import Sighting
 from visualizer.attention import AttentionMap
+from visualizer.attention.unobserved import unobserved
 from visualizer.errors import OverwrittenError
 
 __all__ = ["AttentionSite", "AttentionTap"]
@@ -95,7 +98,7 @@ class AttentionTap:
     def __init__(self, places: Places, keep: Keep, budget: Budget) -> None:
         self._places, self._keep, self._budget = places, keep, budget
         self._maps: list[AttentionMap] = []
-        self._sites: dict[str | None, AttentionSite] = {}
+        self._sites: dict[tuple[int, str | None], AttentionSite] = {}
         self.unseen: dict[tuple[str, str], int] = {}
         self.foreign = 0
         self.error: Exception | None = None
@@ -113,12 +116,12 @@ class AttentionTap:
         return self._maps
 
     @property
-    def sites(self) -> dict[str | None, AttentionSite]:
-        """The modules that attended, by path."""
+    def sites(self) -> list[AttentionSite]:
+        """The modules that attended, in order of first appearance."""
         self.catch_up()
-        return self._sites
+        return self.sites_so_far()
 
-    def sites_so_far(self) -> Sequence[AttentionSite]:
+    def sites_so_far(self) -> list[AttentionSite]:
         """Return the modules of which a call was looked at."""
         return list(self._sites.values())
 
@@ -130,22 +133,34 @@ class AttentionTap:
         """Begin to see attention."""
         self._patches.install()
 
-    def remove(self) -> None:
-        """See it no more; hold what is new among the waiting against the output."""
-        self._patches.remove()
+    def remove(self) -> list[str]:
+        """See it no more, and return what could not be put back.
+
+        What is new among the waiting is held against the output.
+        """
+        troubles = self._patches.remove()
         if self._bytes_waiting > _MOST_LEFT:
             self.catch_up(settle=True)
-        elif any(waiting.sighting.kind not in _compared for waiting in self._waiting):
+        elif self._waiting and self._has_new():
             self.catch_up()
+        return troubles
+
+    def _has_new(self) -> bool:
+        """Tell whether calls wait of a kind that was never held against the output."""
+        with unobserved():
+            try:
+                return any(each.sighting.kind not in _compared for each in self._waiting)
+            except Exception:  # a tensor type of somebody's own
+                return True
 
     def find_kept_functions(self, model: nn.Module) -> list[tuple[str, str]]:
         """Return `(module path, reason)` for functions that modules keep, which are not seen."""
         functions = attention_functions()
         return [
-            (path, f"it keeps {functions[id(value)]} in its attribute {name!r}")
+            (path, f"it keeps {functions[id(kept)]} in its attribute {name!r}")
             for path, module in model.named_modules()
-            for name, value in list(vars(module).items())
-            if id(value) in functions
+            for name, kept in _functions_of(module)
+            if id(kept) in functions
         ]
 
     def on_attention(self, sighting: Sighting) -> None:
@@ -175,7 +190,7 @@ class AttentionTap:
         """
         if not self._waiting:
             return
-        with self._lock:
+        with self._lock, unobserved():
             waiting, self._waiting, self._bytes_waiting = self._waiting, [], 0
             for each in waiting:
                 try:
@@ -194,7 +209,7 @@ class AttentionTap:
             if place is None:
                 self.foreign += 1
                 return
-            place = Place(place.module_path, waiting.step)
+            place = place._replace(step=waiting.step)
         reason = observation.why_no_value()
         if reason is not None:
             key = ("attention" if place.module_path is None else place.module_path, reason)
@@ -202,17 +217,19 @@ class AttentionTap:
             return
         seen = _Seen(observation, place, waiting.versions, sighting.kind)
         with self._lock:
-            site = self._site(place.module_path)
+            site = self._site(place)
             call = site.calls
             site.calls += 1
             if site.refused is None and site.over_budget is None and self._keep.wants(call):
                 self._take(site, call, seen, settle=settle)
 
-    def _site(self, path: str | None) -> AttentionSite:
-        site = self._sites.get(path)
+    def _site(self, place: Place) -> AttentionSite:
+        key = (place.root, place.module_path)
+        site = self._sites.get(key)
         if site is None:
-            layer = None if path is None else len(self._sites) - (None in self._sites)
-            site = self._sites[path] = AttentionSite(path, layer)
+            known = sum(1 for _, path in self._sites if path is not None)
+            layer = None if place.module_path is None else known
+            site = self._sites[key] = AttentionSite(place.module_path, layer)
         return site
 
     def _take(self, site: AttentionSite, call: int, seen: _Seen, *, settle: bool) -> None:
@@ -260,33 +277,52 @@ class AttentionTap:
             _compared.add(seen.kind)
 
     def _append(self, site: AttentionSite, record: AttentionRecord) -> None:
-        if self._keep.last and site.maps:
-            self._drop(site, site.maps[-1])
+        before = site.maps[-1] if self._keep.last and site.maps else None
         if self._budget.max_bytes is not None:
             size = self._budget.new_bytes(record.tensors())
-            if not self._budget.has_room(size):
+            freed = 0 if before is None else self._budget.own_bytes(_record_of(before))
+            if not self._budget.has_room(size - freed):
                 site.over_budget = (
                     f"call {record.call}, a map of shape {record.shape}, would have added "
                     f"{in_words(size)}"
                 )
                 return
+        if before is not None:
+            self._drop(site, before)
         self._budget.add_record(record)
         made = AttentionMap(record)
         site.maps.append(made)
         self._maps.append(made)
 
     def _drop(self, site: AttentionSite, before: AttentionMap) -> None:
-        record: Any = before.record
+        record = _record_of(before)
         self._budget.drop_record(record)
         site.maps.clear()
         self._maps.remove(before)
 
 
+def _record_of(made: AttentionMap) -> AttentionRecord:
+    assert isinstance(made.record, AttentionRecord)
+    return made.record
+
+
+def _functions_of(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield what a module and its class have in their attributes, out of its wrappings."""
+    classes = [cls for cls in type(module).__mro__ if issubclass(cls, nn.Module)]
+    for names in (vars(module), *map(vars, classes[: classes.index(nn.Module)])):
+        for name, value in list(names.items()):
+            value = getattr(value, "__func__", value) if isinstance(value, staticmethod) else value
+            while isinstance(value, functools.partial):
+                value = value.func
+            yield name, value
+
+
 def _can_wait(sighting: Sighting) -> bool:
     """Tell whether a call may wait: it is small, and nothing is lost by it.
 
-    Tensors with a graph would keep that alive, those of inference mode don't tell when they are
-    written to, and a decoder's keys, more than its queries, would keep its cache.
+    Tensors with a graph would keep that alive, and parts of larger ones those. Tensors of inference
+    mode don't tell when they are written to. A decoder's keys, more than its queries, would keep
+    its cache.
     """
     if len(sighting.tensors) < 4:
         return False
@@ -297,4 +333,6 @@ def _can_wait(sighting: Sighting) -> bool:
         return False
     if any(tensor is not None and tensor.nbytes > _SMALL for tensor in sighting.tensors[4:]):
         return False
-    return not (output.requires_grad or query.is_inference() or key.is_inference())
+    if output.requires_grad or query.is_inference() or key.is_inference():
+        return False
+    return not any(pins_more(tensor) for tensor in (query, key, *sighting.parts))

@@ -16,7 +16,7 @@ from visualizer._block.locals_tap import LocalsTap
 from visualizer._block.modules_tap import ModulesTap
 from visualizer._block.options import Keep
 from visualizer._block.places import Places
-from visualizer._block.sites import Site, SiteRecorder
+from visualizer._block.sites import Site, SiteRecorder, is_second_time
 from visualizer._capture.eager_stance import eager_stance
 from visualizer._intercept.observers import open_observer, shut_observer
 from visualizer.errors import CaptureBudgetError, MapRefusedError, VisualizerError
@@ -31,6 +31,7 @@ class Block:
         is_open: Between `open` and `close`.
         was_opened: Whether it was ever open.
         budget: The bytes that it holds.
+        error: The first error that recording raised, outside of what a single place can tell.
     """
 
     def __init__(
@@ -53,48 +54,59 @@ class Block:
         self.modules = ModulesTap(modules, self._places, recorder, inputs=inputs)
         self.locals = LocalsTap(locals, self, self._places, recorder)
         self.attention = AttentionTap(self._places, wanted, self.budget) if attention else None
-        self._stack: ExitStack | None = None
+        self.error: Exception | None = None
 
     def open(self) -> None:
         """Put everything in place; take it out again where that fails half-way."""
         self.was_opened = True
-        with ExitStack() as stack:
-            stack.callback(self._places.release)
-            self._enter(stack, self._places.watch, None)
-            self._enter(stack, self.modules.install, self.modules.remove)
-            self._enter(stack, self.locals.install, self.locals.remove)
+        try:
+            self._places.watch()
+            self.modules.install()
+            self.locals.install()
             if self.attention is not None:
-                self._enter(stack, self.attention.install, self.attention.remove)
-            stack.callback(eager_stance.keep, False, owner=self)
+                self.attention.install()
             eager_stance.keep(True, owner=self)
-            stack.callback(shut_observer, self)
             open_observer(self)
-            self._stack = stack.pop_all()
+        except BaseException:
+            self.close()
+            raise
 
-    def close(self) -> None:
-        """Take everything out again, whatever fails on the way."""
-        stack, self._stack = self._stack, None
-        if stack is not None:
-            stack.close()
-
-    @staticmethod
-    def _enter(
-        stack: ExitStack, install: Callable[[], None], remove: Callable[[], None] | None
-    ) -> None:
-        if remove is not None:
-            stack.callback(remove)
-        install()
+    def close(self) -> list[str]:
+        """Take everything out again, and return what could not be put back."""
+        troubles: list[str] = []
+        with ExitStack() as stack:  # all of it, whatever raises on the way
+            removers = [self._places.release, self.modules.remove, self.locals.remove]
+            if self.attention is not None:
+                removers.append(self.attention.remove)
+            for remove in removers:
+                stack.callback(_extend, troubles, remove)
+            stack.callback(eager_stance.keep, False, owner=self)
+            stack.callback(shut_observer, self)
+        return troubles
 
     def on_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._places.on_call(module)
-        self.modules.on_call(module, args, kwargs)
+        if not is_second_time():
+            self._places.on_call(module)
+            self.modules.on_call(module, args, kwargs)
 
     def on_return(self, module: nn.Module, output: Any) -> None:
-        self.modules.on_return(module, output)
+        if not is_second_time():
+            self.modules.on_return(module, output)
+            self._places.on_end(module)
+
+    def on_raise(self, module: nn.Module) -> None:
+        if not is_second_time():
+            self.modules.on_raise(module)
+            self._places.on_end(module)
+
+    def on_error(self, error: Exception) -> None:
+        self.error = self.error or error.with_traceback(None)
 
     def explain(self) -> list[str]:
         """Say what was asked for and is not there, a sentence for each thing."""
         found = []
+        if self.error is not None:
+            found.append(f"recording raised {type(self.error).__name__}: {self.error}")
         for tapped in self.locals.functions:
             found += explain_function(tapped)
         for path, module in self.modules.modules.items():
@@ -135,3 +147,7 @@ class Block:
         for tapped in self.modules.modules.values():
             sites += [tapped.output] if tapped.input is None else [tapped.output, tapped.input]
         return sites
+
+
+def _extend(troubles: list[str], remove: Callable[[], list[str]]) -> None:
+    troubles.extend(remove())

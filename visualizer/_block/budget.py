@@ -67,6 +67,13 @@ class Budget:
         known = _storages(tensor for record in self._records for tensor in record.tensors())
         return sum(size for place, size in _storages(tensors).items() if place not in known)
 
+    def own_bytes(self, record: HoldsTensors) -> int:
+        """Return how many bytes would be free without a record."""
+        others = (each.tensors() for each in self._records if each is not record)
+        known = _storages(tensor for tensors in others for tensor in tensors)
+        held = _storages(record.tensors())
+        return sum(size for place, size in held.items() if place not in known)
+
     def add_record(self, record: HoldsTensors) -> None:
         """Count what an attention record keeps, now and when it is settled."""
         self._records.append(record)

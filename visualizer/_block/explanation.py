@@ -54,7 +54,7 @@ def explain_attention(tap: AttentionTap, model: nn.Module | None) -> list[str]:
         found.append(f"attention of {where!r} was out of sight {times}×, because {reason}")
     for where, reason in [] if model is None else tap.find_kept_functions(model):
         found.append(f"attention of {where!r} was out of sight: {reason}")
-    for site in tap.sites.values():
+    for site in tap.sites:
         if site.refused is not None:
             found.append(f"{site.refused} disagrees with the model's output; the site stopped")
         if site.over_budget is not None:

@@ -9,19 +9,20 @@ from types import FunctionType
 from typing import Any
 
 from visualizer._block.places import Place, Places
-from visualizer._block.sites import Site, SiteRecorder
-from visualizer._capture.notices import notify
+from visualizer._block.sites import Site, SiteRecorder, is_second_time
 from visualizer._intercept.observers import Observer, find_observers
-from visualizer.errors import CodeReplacedError
-from visualizer.rewrite import UNBOUND, Instrumentation, check_locals, instrument
+from visualizer.errors import CodeReplacedError, SinkError
+from visualizer.rewrite import UNBOUND, Instrumentation, check_locals, instrument, uninstrumented
 
 __all__ = ["LocalsTap", "TappedFunction"]
 
 
 class TappedFunction:
-    """A function of which locals are taken.
+    """A function of which locals are taken, or several of one code, as a factory makes them.
 
     Attributes:
+        functions: They.
+        code: Their code object.
         module: Its `__module__`.
         qualname: Its `__qualname__`.
         sites: By variable.
@@ -29,7 +30,8 @@ class TappedFunction:
     """
 
     def __init__(self, function: FunctionType, names: tuple[str, ...]) -> None:
-        self.function = function
+        self.functions = [function]
+        self.code = uninstrumented(function)
         self.module = function.__module__ or "?"
         self.qualname = function.__qualname__
         self.key = f"{self.module}:{self.qualname}"
@@ -37,11 +39,13 @@ class TappedFunction:
             name: Site("local", f"{name!r} of {self.qualname}()", self.key, name) for name in names
         }
         self.foreign = 0
-        self._layers: dict[str | None, int] = {}
+        self._layers: dict[tuple[int, str], int] = {}
 
-    def layer(self, path: str | None) -> int | None:
+    def layer(self, place: Place) -> int | None:
         """Return the index of a module, in order of first appearance."""
-        return None if path is None else self._layers.setdefault(path, len(self._layers))
+        if place.module_path is None:
+            return None
+        return self._layers.setdefault((place.root, place.module_path), len(self._layers))
 
     def add(self, names: tuple[str, ...]) -> None:
         """Take more of its locals."""
@@ -78,8 +82,10 @@ class LocalsTap:
     def _add(self, target: Any, names: tuple[str, ...]) -> None:
         function = check_locals(target, *names)
         for known in self.functions:
-            if known.function is function:
+            if known.code is uninstrumented(function) and known.qualname == function.__qualname__:
                 known.add(names)
+                if function not in known.functions:
+                    known.functions.append(function)
                 return
         self.functions.append(TappedFunction(function, names))
 
@@ -87,19 +93,27 @@ class LocalsTap:
         """Instrument the functions."""
         for tapped in self.functions:
             sink = self._sink(tapped)
-            self._handles.append(instrument(tapped.function, *tapped.sites, sink=sink))
+            for function in tapped.functions:
+                self._handles.append(instrument(function, *tapped.sites, sink=sink))
 
-    def remove(self) -> None:
-        """Give every function its own code back; what somebody else put there stays."""
+    def remove(self) -> list[str]:
+        """Give every function its own code back, and return what went wrong.
+
+        Code that somebody else put into a function meanwhile stays.
+        """
+        troubles = []
         while self._handles:
             try:
                 self._handles.pop().remove()
-            except CodeReplacedError as error:
-                notify(str(error))
+            except (CodeReplacedError, SinkError) as error:
+                troubles.append(str(error))
+        return troubles
 
     def _sink(self, tapped: TappedFunction) -> Callable[..., None]:
         def take(*values: Any) -> None:
             if self._owner() not in find_observers():
+                return
+            if is_second_time():
                 return
             place = self._places.find(sys._getframe(1))
             if place is None:
@@ -110,7 +124,7 @@ class LocalsTap:
         return take
 
     def _record(self, tapped: TappedFunction, values: tuple[Any, ...], place: Place) -> None:
-        layer = tapped.layer(place.module_path)
+        layer = tapped.layer(place)
         for site, value in zip(tapped.sites.values(), values, strict=True):
             call = self._recorder.begin(site)
             if value is UNBOUND:
@@ -132,7 +146,8 @@ def _pairs(wanted: Any) -> list[tuple[Any, tuple[str, ...]]]:
         )
     pairs = []
     for target, asked in wanted.items():
-        names = (asked,) if isinstance(asked, str) else tuple(asked)
+        several = tuple(asked) if isinstance(asked, Iterable) else ()
+        names = (asked,) if isinstance(asked, str) else several
         if not names or not all(isinstance(name, str) for name in names):
             raise TypeError(f"locals[{target!r}] is {asked!r}; expected names of locals, ['attn']")
         pairs.append((target, names))

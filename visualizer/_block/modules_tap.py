@@ -38,7 +38,13 @@ class _Calls(threading.local):
     """The calls that this thread is in, of modules that are tapped."""
 
     def __init__(self) -> None:
-        self.waiting: list[tuple[int, int]] = []
+        self.running: list[tuple[int, int]] = []
+
+    def end(self, place: int) -> int | None:
+        """Return which call of a module ends now; None if it began before the block."""
+        if not self.running or self.running[-1][0] != place:
+            return None
+        return self.running.pop()[1]
 
 
 class ModulesTap:
@@ -54,6 +60,11 @@ class ModulesTap:
     ) -> None:
         self._recorder, self._places = recorder, places
         asked = [wanted] if isinstance(wanted, str) else list(wanted)
+        if asked and not places.is_given:
+            raise TypeError(
+                f"capture(modules={wanted!r}) needs the model whose modules these are: "
+                f"capture(model, modules={wanted!r})"
+            )
         known = places.paths() if asked else {}
         self.matches: list[Match] = [find_modules(pattern, known) for pattern in asked]
         self.modules: dict[str, TappedModule] = {}
@@ -81,10 +92,10 @@ class ModulesTap:
             watch_calls(cls)
             self._watched.append(cls)
 
-    def remove(self) -> None:
-        """Watch them no more."""
-        while self._watched:
-            unwatch_calls(self._watched.pop())
+    def remove(self) -> list[str]:
+        """Watch them no more, and return what could not be put back."""
+        released = [unwatch_calls(self._watched.pop()) for _ in range(len(self._watched))]
+        return [trouble for trouble in released if trouble is not None]
 
     def on_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Take what a module is called with, before it can change that."""
@@ -92,7 +103,7 @@ class ModulesTap:
         if tapped is None:
             return
         call = self._recorder.begin(tapped.output)
-        self._calls.waiting.append((identity(module), call))
+        self._calls.running.append((identity(module), call))
         if tapped.input is not None:
             self._recorder.begin(tapped.input)
             self._record(tapped, tapped.input, ModuleInputs(args, dict(kwargs)), module, call)
@@ -102,12 +113,18 @@ class ModulesTap:
         tapped = self._by_identity.get(identity(module))
         if tapped is None:
             return
-        waiting = self._calls.waiting
-        while waiting:  # calls that an exception ended are still there
-            found, call = waiting.pop()
-            if found == identity(module):
-                self._record(tapped, tapped.output, output, module, call)
-                return
+        call = self._calls.end(identity(module))
+        if call is not None:
+            self._record(tapped, tapped.output, output, module, call)
+        if type(module) not in self._classes:  # a lazy module is another after its first call
+            self._classes.add(type(module))
+            watch_calls(type(module))
+            self._watched.append(type(module))
+
+    def on_raise(self, module: nn.Module) -> None:
+        """Note that an exception has left a module."""
+        if identity(module) in self._by_identity:
+            self._calls.end(identity(module))
 
     def _record(
         self, tapped: TappedModule, site: Site, value: Any, module: nn.Module, call: int

@@ -10,7 +10,7 @@ from visualizer.errors import UnknownModuleError
 
 __all__ = ["Match", "find_modules"]
 
-_PARTS = re.compile(r"\{layer\}|\*\*|\*|\?|\[[^]]*\]|[^*?{\[]+|.")
+_PIECES = re.compile(r"\{layer\}|\*|\?|\[[^]]*\]|[^*?{\[]+|.")
 
 
 class Match:
@@ -40,7 +40,13 @@ def find_modules(pattern: str, paths: Iterable[str]) -> Match:
             f"modules holds {pattern!r}; expected paths or patterns, such as 'blocks.*.mlp'"
         )
     known = list(paths)
-    fits = re.compile(_regex(pattern))
+    try:
+        fits = re.compile(_regex(pattern))
+    except re.error as error:
+        raise UnknownModuleError(
+            f"the pattern {pattern!r} can't be understood: {error}. It may hold *, **, ?, "
+            f"{{layer}} and characters to choose from, such as [0-3]"
+        ) from error
     found: dict[str, int | None] = {}
     for path in known:
         match = fits.fullmatch(path)
@@ -53,22 +59,34 @@ def find_modules(pattern: str, paths: Iterable[str]) -> Match:
 
 
 def _regex(pattern: str) -> str:
+    """Translate a pattern, part by part; `**` stands for any number of parts, none included."""
     regex, seen_layer = "", False
-    for part in _PARTS.findall(pattern):
-        if part == "{layer}":
-            regex += r"(?P=layer)" if seen_layer else r"(?P<layer>\d+)"
-            seen_layer = True
-        elif part == "**":
-            regex += ".*"
-        elif part == "*":
-            regex += "[^.]*"
-        elif part == "?":
-            regex += "[^.]"
-        elif part.startswith("[") and len(part) > 1:
-            regex += part.replace("[!", "[^", 1)
-        else:
-            regex += re.escape(part)
+    parts = pattern.split(".")
+    for place, part in enumerate(parts):
+        is_last = place == len(parts) - 1
+        if part == "**":
+            regex += r"(?:[^.]+(?:\.[^.]+)*)?" if is_last else r"(?:[^.]+\.)*"
+            continue
+        if part == "*":
+            regex += "[^.]+"
+            part = ""
+        for piece in _PIECES.findall(part):
+            regex += _piece(piece, seen_layer)
+            seen_layer = seen_layer or piece == "{layer}"
+        regex += "" if is_last else r"\."
     return regex
+
+
+def _piece(piece: str, seen_layer: bool) -> str:
+    if piece == "{layer}":
+        return "(?P=layer)" if seen_layer else r"(?P<layer>\d+)"
+    if piece == "*":
+        return "[^.]*"
+    if piece == "?":
+        return "[^.]"
+    if piece.startswith("[") and len(piece) > 2:
+        return piece.replace("[!", "[^", 1)
+    return re.escape(piece)
 
 
 def _explain(pattern: str, known: list[str]) -> str:

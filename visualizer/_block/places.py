@@ -23,10 +23,12 @@ class Place(NamedTuple):
     Attributes:
         module_path: "" is the model itself; None is outside of any module.
         step: Which forward of the model; None outside of one.
+        root: Which of the models that were met.
     """
 
     module_path: str | None
     step: int | None
+    root: int = 0
 
 
 def identity(module: nn.Module) -> int:
@@ -57,8 +59,11 @@ def _is_at(model: nn.Module, path: str, place: int) -> bool:
     return identity(module) == place
 
 
-class _Steps(threading.local):
-    now: int | None = None
+class _Running(threading.local):
+    """The forwards of a root that this thread is in, the innermost last."""
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
 
 
 @dataclass(slots=True, eq=False)
@@ -69,8 +74,8 @@ class _Root:
     place: int
     paths: dict[int, str]
     counter: Any = field(default_factory=itertools.count)
+    running: _Running = field(default_factory=_Running)
     last: int | None = None
-    steps: _Steps = field(default_factory=_Steps)
 
     def path_of(self, place: int) -> str | None:
         """Return the path of a module; None where it is none of the model's."""
@@ -81,10 +86,19 @@ class _Root:
         return path
 
     def begin(self) -> None:
-        self.last = self.steps.now = next(self.counter)
+        self.last = next(self.counter)
+        self.running.steps.append(self.last)
+
+    def end(self) -> None:
+        if self.running.steps:
+            self.running.steps.pop()
+        if not self.running.steps:
+            self.last = None
 
     def step(self) -> int | None:
-        return self.last if self.steps.now is None else self.steps.now
+        """Return the forward that this thread is in, or another, that may have made the thread."""
+        steps = self.running.steps
+        return steps[-1] if steps else self.last
 
 
 class Places:
@@ -112,11 +126,11 @@ class Places:
         if self._model is not None:
             self._watch(type(self._model))
 
-    def release(self) -> None:
-        """Stop counting, and let go of the model; the paths stay."""
+    def release(self) -> list[str]:
+        """Stop counting, and let go of the model; the paths stay. Return what went wrong."""
         self._model = None
-        while self._watched:
-            unwatch_calls(self._watched.pop())
+        released = [unwatch_calls(self._watched.pop()) for _ in range(len(self._watched))]
+        return [trouble for trouble in released if trouble is not None]
 
     def step(self) -> int | None:
         """Return which forward runs of the model that was given."""
@@ -133,6 +147,12 @@ class Places:
             if root.place == identity(module):
                 root.begin()
 
+    def on_end(self, module: nn.Module) -> None:
+        """Note that a module has returned, or that an exception has left it."""
+        for root in self._roots:
+            if root.place == identity(module):
+                root.end()
+
     def find(self, frame: FrameType | None, module: nn.Module | None = None) -> Place | None:
         """Return where a call comes from; None where it is not the model's that was given.
 
@@ -140,30 +160,38 @@ class Places:
             frame: Where the call was made.
             module: The module, if the program says which.
         """
-        outermost = None
         met = itertools.chain(() if module is None else (module,), modules_on_stack(frame))
-        for found in met:
-            place = self._place(found)
-            if place is not None:
-                return place
-            outermost = found
         if self._is_given:
-            return None
-        if outermost is None:
+            return next(filter(None, map(self._place, met)), None)
+        stack = list(met)
+        if not stack:
             return Place(None, None)
         with self._lock:
-            root = self._add(outermost)
-            root.begin()
-            self._watch(type(outermost))
-        return self.find(frame, module)
+            root = self._root_of(stack[-1])
+        for found in stack:
+            path = root.path_of(identity(found))
+            if path is not None:
+                return Place(path, root.step(), self._roots.index(root))
+        return Place(None, None)
 
     def _place(self, module: nn.Module) -> Place | None:
-        place = identity(module)
+        root = self._roots[0]
+        path = root.path_of(identity(module))
+        return None if path is None else Place(path, root.step())
+
+    def _root_of(self, outermost: nn.Module) -> _Root:
+        """Return the model that an outermost module is, or is a part of; a new one if need be."""
+        place = identity(outermost)
         for root in self._roots:
-            path = root.path_of(place)
-            if path is not None:
-                return Place(path, root.step())
-        return None
+            if root.place == place:
+                return root
+        for root in self._roots:
+            if root.path_of(place) is not None:
+                return root
+        root = self._add(outermost)
+        root.last = next(root.counter)  # it runs already
+        self._watch(type(outermost))
+        return root
 
     def _add(self, model: nn.Module) -> _Root:
         paths = _paths.get(model) or _paths_of(model)

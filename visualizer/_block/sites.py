@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from visualizer._block.budget import Budget, in_words
 from visualizer._block.entry import Entry
@@ -14,7 +15,7 @@ from visualizer._block.places import Place
 from visualizer._capture.snapshot import CannotRecordError, nbytes, snapshot
 from visualizer._capture.tensors import Obstacle, find_obstacle
 
-__all__ = ["Site", "SiteRecorder"]
+__all__ = ["Site", "SiteRecorder", "is_second_time"]
 
 
 @dataclass(slots=True, eq=False)
@@ -78,10 +79,10 @@ class SiteRecorder:
     def _record(self, site: Site, value: Any, place: Place, layer: int | None, call: int) -> None:
         obstacle = find_obstacle()
         if obstacle is not None:
-            if obstacle is not Obstacle.COMPILER:
-                site.pass_over(obstacle.value)
+            site.pass_over(obstacle.value)
             return
-        kept = snapshot(value)
+        with torch._C.DisableTorchFunction():  # who watches what tensors do does not see us
+            kept, dtype = snapshot(value), _type_of(value)
         entry = Entry(
             kind=site.kind,
             function=site.function,
@@ -91,7 +92,7 @@ class SiteRecorder:
             call=call,
             step=place.step,
             shape=getattr(kept, "shape", None),
-            dtype=_type_of(value, kept),
+            dtype=dtype if dtype is not None else _name_of_type(kept),
             value=kept,
         )
         with self._lock:
@@ -111,9 +112,21 @@ class SiteRecorder:
         site.entries.append(entry)
 
 
-def _type_of(value: Any, kept: Any) -> str | None:
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(value, torch.Tensor):
+def is_second_time() -> bool:
+    """Tell whether this is no call of the program's, but of the compiler or of a backward pass.
+
+    Autograd runs a checkpointed part again, which does not count.
+    """
+    return find_obstacle() in (Obstacle.BACKWARD, Obstacle.COMPILER)
+
+
+def _type_of(value: Any) -> str | None:
+    """Return the type that a tensor had in the program, as "bfloat16"."""
+    if isinstance(value, torch.Tensor):
         return str(value.dtype).removeprefix("torch.")
+    return None
+
+
+def _name_of_type(kept: Any) -> str | None:
     found = getattr(kept, "dtype", None)
     return None if found is None else str(found)

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
-from visualizer._block.attention_tap import AttentionTap
+from visualizer._block.attention_tap import AttentionSite, AttentionTap
 from visualizer._block.entry import Entry
 from visualizer._block.locals_tap import TappedFunction
 from visualizer._block.modules_tap import TappedModule
@@ -131,16 +131,16 @@ class AttentionView(Sequence[AttentionMap]):
     @property
     def layers(self) -> list[list[AttentionMap]]:
         """The maps of each module that attends, in order of first appearance."""
-        return [list(site.maps) for site in self._sites().values()]
+        return [list(site.maps) for site in self._sites()]
 
     @property
     def paths(self) -> list[str]:
         """Their module paths."""
-        return list(self._sites())
+        return list(dict.fromkeys(str(site.module_path) for site in self._sites()))
 
-    def _sites(self) -> dict[str, Any]:
-        sites = {} if self._tap is None else dict(self._tap.sites)
-        return {path: site for path, site in sites.items() if path is not None}
+    def _sites(self) -> list[AttentionSite]:
+        sites = [] if self._tap is None else self._tap.sites
+        return [site for site in sites if site.module_path is not None]
 
     def _maps(self) -> list[AttentionMap]:
         return [] if self._tap is None else self._tap.maps
@@ -164,15 +164,13 @@ class AttentionView(Sequence[AttentionMap]):
             raise OutOfRangeError(f"no attention was captured: {self._explain()}") from None
 
     def _of_path(self, path: str) -> list[AttentionMap]:
-        sites = self._sites()
-        if path in sites:
-            return list(sites[path].maps)
-        fitting = [known for known in sites if known.endswith(f".{path}")]
+        known = self.paths
+        fitting = [path] if path in known else [each for each in known if each.endswith(f".{path}")]
         if len(fitting) == 1:
-            return list(sites[fitting[0]].maps)
-        if not sites:
+            return [made for made in self._maps() if made.module_path == fitting[0]]
+        if not known:
             raise UnknownKeyError(f"no attention was captured: {self._explain()}")
-        near = fitting or difflib.get_close_matches(path, sites, n=3, cutoff=0.3)
+        near = fitting or difflib.get_close_matches(path, known, n=3, cutoff=0.3)
         raise UnknownKeyError(
             f"no attention of a module {path!r} was captured. "
             + (f"Near it: {', '.join(map(repr, near))}. " if near else "")

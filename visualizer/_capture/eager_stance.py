@@ -75,10 +75,14 @@ class EagerStance:
             self.is_unexplained = False
         elif _has_compiled(sys.modules[_COMPILER]):
             self.is_unexplained, self._has_notified = False, True
-            notify(
-                "compiled models run eagerly while get_local is active, since a compiled graph "
-                "captures nothing; get_local.deactivate() gives back the compiled ones."
+            until = (
+                "get_local is active, since a compiled graph captures nothing; "
+                "get_local.deactivate() gives back the compiled ones."
+                if "get_local" in self._owners
+                else "capture() is open, since a compiled graph captures nothing; the end of the "
+                "block gives back the compiled ones."
             )
+            notify(f"compiled models run eagerly while {until}")
 
     def _give_back(self) -> None:
         self._stop_waiting()

@@ -63,7 +63,7 @@ def fast_tensor_to_array(value: Any) -> Any:
     torch = sys.modules.get("torch")
     if torch is None or type(value) is not getattr(torch, "Tensor", None):
         return None
-    if not value.is_cpu or value.dtype not in _array_types(torch) or _has_modes(torch):
+    if _has_modes(torch) or not value.is_cpu or value.dtype not in _array_types(torch):
         return None
     try:
         return value.numpy(force=True).copy()
@@ -80,10 +80,10 @@ def tensor_to_array(tensor: Any) -> Any:
         CannotRecordError: The tensor has no value of its own at this time.
     """
     torch = sys.modules["torch"]
-    unwrapped = _unwrap(torch, tensor)
     with ExitStack() as outside:
         # What is done here is not the program's: nobody who watches that should see it.
         outside.enter_context(torch._C.DisableTorchFunction())
+        unwrapped = _unwrap(torch, tensor)
         if torch._C._len_torch_dispatch_stack():
             modes = importlib.import_module("torch.utils._python_dispatch")
             outside.enter_context(modes._disable_current_modes())

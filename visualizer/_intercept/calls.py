@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
-from visualizer._intercept.observers import find_observers
+from visualizer._intercept.observers import Observer, find_observers
 from visualizer._intercept.patches import patches
 
 __all__ = ["unwatch_calls", "watch_calls"]
@@ -21,9 +21,9 @@ def watch_calls(cls: type) -> None:
     patches.acquire(cls, "__call__", lambda original: _make_call(cls, original))
 
 
-def unwatch_calls(cls: type) -> None:
-    """Put the class's own `__call__` back, unless others need it."""
-    patches.release(cls, "__call__")
+def unwatch_calls(cls: type) -> str | None:
+    """Put the class's own `__call__` back, unless others need it; return what went wrong."""
+    return patches.release(cls, "__call__")
 
 
 def _make_call(cls: type, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -32,14 +32,26 @@ def _make_call(cls: type, original: Callable[..., Any]) -> Callable[..., Any]:
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
         # Looked up anew where it is inherited: a tracer may have replaced it meanwhile.
         proceed = original.__get__(self) if is_own else cast(Any, super(cls, self)).__call__
-        if type(self).__call__ is not __call__:  # a derived class is watched, too, and has told
-            return proceed(*args, **kwargs)
         observers = find_observers()
-        for observer in observers:
-            observer.on_call(self, args, kwargs)
-        output = proceed(*args, **kwargs)
-        for observer in observers:
-            observer.on_return(self, output)
+        # Where a derived class is watched, too, that one tells.
+        if not observers or type(self).__call__ is not __call__:
+            return proceed(*args, **kwargs)
+        _tell(observers, "on_call", self, args, kwargs)
+        try:
+            output = proceed(*args, **kwargs)
+        except BaseException:
+            _tell(observers, "on_raise", self)
+            raise
+        _tell(observers, "on_return", self, output)
         return output
 
     return __call__
+
+
+def _tell(observers: tuple[Observer, ...], event: str, *facts: Any) -> None:
+    """Tell observers; what they raise never reaches the program."""
+    for observer in observers:
+        try:
+            getattr(observer, event)(*facts)
+        except Exception as error:
+            observer.on_error(error)

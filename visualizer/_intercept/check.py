@@ -2,7 +2,8 @@
 
 A few rows of weights are computed again and held against what the model made of them. Nobody keeps
 the values for that: they are projected onto one random direction `r` while the call is observed,
-which takes one number per key, and `weights · (values r)` is compared with `output r`.
+and `weights · (values r)` is compared with `output r`. Their sizes tell what rounding may do. That
+is two numbers a key.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from torch import Tensor
 
 from visualizer.attention import AttentionCall
 from visualizer.attention.rows import weights_of_rows
+from visualizer.attention.unobserved import unobserved
 
-__all__ = ["Check", "OutputCheck", "WeightsCheck", "indices", "largest", "score_size", "some_rows"]
+__all__ = ["Check", "OutputCheck", "WeightsCheck", "compare", "indices", "score_size", "some_rows"]
 
 _random = random.Random(0x5EED)  # private: the program's random state is never touched
 
-_SCORE_ROUNDING = 32.0
-_OUTPUT_ROUNDING = 8.0
+_MOST_ROWS = 4
+_SCORE_ROUNDING = 8.0
+_OUTPUT_ROUNDING = 4.0
 
 
 class Check(Protocol):
@@ -45,46 +48,37 @@ class OutputCheck:
         rows: Which queries.
         got: `output r`, shape `(batch, head, row)`.
         values: `values r`, shape `(batch, key_head, key)`.
+        sizes: `‖value‖`, shape `(batch, key_head, key)`: what rounding is in proportion to.
         rounding: The relative error of the output's type.
-        size: `Σ|output|` of the rows, shape `(batch, head, row)`; None for float32 and float64.
     """
 
-    __slots__ = ("got", "rounding", "rows", "size", "values")
+    __slots__ = ("got", "rounding", "rows", "sizes", "values")
 
     def __init__(
-        self, rows: slice, got: Tensor, values: Tensor, rounding: float, size: Tensor | None
+        self, rows: slice, got: Tensor, values: Tensor, sizes: Tensor, rounding: float
     ) -> None:
-        self.rows, self.got, self.values = rows, got, values
-        self.rounding, self.size = rounding, size
+        self.rows, self.got, self.values, self.sizes = rows, got, values, sizes
+        self.rounding = rounding
 
     @classmethod
     def of(cls, value: Tensor, output: Tensor) -> OutputCheck:
         """Project the values and some rows of the output onto a random direction."""
         rows = some_rows(output.shape[-2])
-        some = output[:, :, rows].detach()
-        exact = output.dtype in (torch.float32, torch.float64)
-        direction = _direction(value.shape[-1], value.device, value.dtype if exact else None)
-        value = value.detach()
-        if exact:
-            return cls(rows, some @ direction, _project(value, direction), _eps(output), None)
-        some = some.float()
-        got, size = some @ direction, some.abs().sum(-1)
-        return cls(rows, got, _project(value.float(), direction), _eps(output), size)
+        value, some = value.detach(), output[:, :, rows].detach()
+        exact = value.dtype if value.dtype == torch.float64 else torch.float32
+        direction = _direction(value.shape[-1], value.device, exact)
+        sizes = torch.linalg.vector_norm(value, dim=-1, dtype=exact)
+        projected = _project(value.to(exact), direction)
+        return cls(rows, some.to(exact) @ direction, projected, sizes, _eps(output))
 
     def excess(self, call: AttentionCall) -> Tensor:
         weights = weights_of_rows(call, indices(call, self.rows))
-        expected, spread = (
-            self._through(weights, self.values),
-            self._through(weights, self.values.abs()),
-        )
-        scores = score_size(call, self.rows)
-        kernel = 1.2e-7 if weights.dtype == torch.float32 else 2.3e-16
-        allowed = (
-            _SCORE_ROUNDING * kernel * (8 + scores) + _OUTPUT_ROUNDING * self.rounding
-        ) * spread
-        if self.size is not None:
-            allowed = allowed + _OUTPUT_ROUNDING * self.rounding * self.size
-        return largest((expected - self.got.to(expected.dtype)).abs() / (allowed + 1e-30))
+        expected, spread = self._through(weights, self.values), self._through(weights, self.sizes)
+        kernel = torch.finfo(weights.dtype).eps
+        scores = _SCORE_ROUNDING * kernel * (8 + score_size(call, self.rows))
+        allowed = (scores + _OUTPUT_ROUNDING * self.rounding) * spread
+        expected = expected.masked_fill(weights.sum(-1) == 0, torch.nan)  # kernels differ there
+        return compare(expected, self.got, allowed)
 
     def _through(self, weights: Tensor, values: Tensor) -> Tensor:
         """Return `weights · values`, shape `(batch, head, row)`."""
@@ -94,7 +88,7 @@ class OutputCheck:
         return through.reshape(batch, head, row)
 
     def tensors(self) -> tuple[Tensor, ...]:
-        return self.got, self.values
+        return self.got, self.values, self.sizes
 
 
 class WeightsCheck:
@@ -122,19 +116,19 @@ class WeightsCheck:
         scores = score_size(call, self.rows).unsqueeze(-1)
         rounding = self.rounding
         allowed = _SCORE_ROUNDING * rounding * (8 + scores) * (weights + rounding)
-        return largest((weights - self.got.to(weights.dtype)).abs() / (allowed + 1e-30))
+        return compare(weights, self.got, allowed)
 
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.got,)
 
 
 def some_rows(count: int) -> slice:
-    """Choose two queries of `count`; a slice, since that copies nothing."""
-    if count < 2:
+    """Choose four queries of `count`, at random; as a slice, since that copies nothing."""
+    if count <= _MOST_ROWS:
         return slice(0, count)
-    first = _random.randrange(count - 1)
-    second = _random.randrange(first + 1, count)
-    return slice(first, second + 1, second - first)
+    step = _random.randint(1, (count - 1) // (_MOST_ROWS - 1))
+    start = _random.randrange(count - (_MOST_ROWS - 1) * step)
+    return slice(start, start + (_MOST_ROWS - 1) * step + 1, step)
 
 
 def indices(call: AttentionCall, rows: slice) -> list[int]:
@@ -145,14 +139,14 @@ def indices(call: AttentionCall, rows: slice) -> list[int]:
 _directions: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
 
 
-def _direction(size: int, device: torch.device, dtype: torch.dtype | None) -> Tensor:
+def _direction(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return a random vector of 1 and -1; made once for each size."""
-    place = (size, device, dtype or torch.float32)
+    place = (size, device, dtype)
     found = _directions.get(place)
     if found is None:
         signs = [_random.choice((-1.0, 1.0)) for _ in range(size)]
-        with torch.inference_mode(False):
-            found = torch.tensor(signs, dtype=place[2], device=device)
+        with unobserved(device.type):
+            found = torch.tensor(signs, dtype=dtype, device=device)
         _directions[place] = found
     return found
 
@@ -167,17 +161,24 @@ def _project(value: Tensor, direction: Tensor) -> Tensor:
 
 def score_size(call: AttentionCall, rows: slice) -> Tensor:
     """Return a bound of the scores of some rows, shape `(batch, head, row)`."""
-    query = torch.linalg.vector_norm(call.query[:, :, rows], dim=-1, dtype=torch.float32)
-    key = torch.linalg.vector_norm(call.key, dim=-1, dtype=torch.float32).amax(-1)
+    query = torch.linalg.vector_norm(call.query[:, :, rows], dim=-1, dtype=call.dtype)
+    key = torch.linalg.vector_norm(call.key, dim=-1, dtype=call.dtype).amax(-1)
     groups = query.shape[1] // key.shape[1]
     return query * key.repeat_interleave(groups, 1).unsqueeze(-1) * abs(call.scale)
 
 
-def largest(ratio: Tensor) -> Tensor:
-    """Return the largest of what is comparable: rows of NaN on both sides say nothing."""
-    flat = ratio.flatten()
-    seen = flat[~flat.isnan()] if not flat.is_cuda else flat.nan_to_num(0.0)
-    return seen.max() if seen.numel() else flat.new_tensor(float("nan"))
+def compare(expected: Tensor, got: Tensor, allowed: Tensor) -> Tensor:
+    """Return the largest difference over what is allowed; NaN where nothing is comparable.
+
+    Where what we expect is NaN, as in a row that sees no key, nothing is. What the program has as
+    NaN and we have not is as far off as can be.
+    """
+    got = got.to(expected.dtype)
+    apart = (expected - got).abs() / (allowed + 1e-30)
+    apart = torch.where(expected == got, 0.0, apart).nan_to_num(nan=torch.inf)
+    unknown = expected.isnan()
+    apart = apart.masked_fill(unknown, 0.0).max()
+    return torch.where(unknown.all(), torch.nan, apart)
 
 
 def _eps(tensor: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Which module runs: the first argument of the functions on the stack."""
+"""Which module runs: the modules whose calls are on the stack."""
 
 from __future__ import annotations
 
@@ -10,22 +10,25 @@ from torch import nn
 
 __all__ = ["innermost_module", "modules_on_stack"]
 
+_CALLS = frozenset(
+    getattr(nn.Module, name).__code__
+    for name in ("_call_impl", "_wrapped_call_impl")
+    if hasattr(nn.Module, name)
+)
+"""torch's own code that calls a module. No other frame's locals are read: on Python 3.11 and 3.12
+that changes the dict that the program's `locals()` returned, and keeps alive what it deletes."""
+
 
 def modules_on_stack(frame: FrameType | None) -> Iterator[nn.Module]:
-    """Yield the modules whose code runs, from the innermost outwards; one may come again.
-
-    A method's module is its first argument, and so it is for the functions of transformers that
-    compute attention for a module.
-    """
+    """Yield the modules that are being called, from the innermost outwards; one may come again."""
     while frame is not None:
-        code = frame.f_code
-        if code.co_argcount:
-            first = frame.f_locals.get(code.co_varnames[0])
-            if isinstance(first, nn.Module):
-                yield first
+        if frame.f_code in _CALLS:
+            module = frame.f_locals.get("self")
+            if isinstance(module, nn.Module):
+                yield module
         frame = frame.f_back
 
 
 def innermost_module(frame: FrameType | None) -> Any:
-    """Return the innermost module whose code runs; None outside of any."""
+    """Return the innermost module that is being called; None outside of any."""
     return next(modules_on_stack(frame), None)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from visualizer.attention import Mask
 from visualizer.errors import OverwrittenError
 
-__all__ = ["Kept", "hold", "keep", "why_no_value"]
+__all__ = ["Kept", "hold", "hold_mask", "keep", "pins_more", "why_no_value"]
 
 _SLACK = 1.05
 """How much larger than a tensor its storage may be before a copy is the cheaper thing to keep."""
@@ -25,8 +26,24 @@ def hold(tensor: Tensor) -> Tensor:
     kept = tensor.detach()
     if kept.is_inference():
         return kept.clone()
-    size = kept.numel() * kept.element_size()
-    return kept.clone() if kept.untyped_storage().nbytes() > _SLACK * size + 64 else kept
+    return kept.clone() if pins_more(kept) else kept
+
+
+def pins_more(tensor: Tensor | None) -> bool:
+    """Tell whether a tensor keeps much more memory alive than it has itself."""
+    if tensor is None:
+        return False
+    return tensor.untyped_storage().nbytes() > _SLACK * tensor.nbytes + 64
+
+
+def hold_mask(mask: Mask) -> Mask:
+    """Return a mask whose tensors stay readable."""
+    if not mask.tensors():
+        return mask
+    keys, visible, bias = (
+        None if part is None else hold(part) for part in (mask.keys, mask.visible, mask.bias)
+    )
+    return replace(mask, keys=keys, visible=visible, bias=bias)
 
 
 class Kept:
@@ -73,17 +90,3 @@ def why_no_value(*tensors: Tensor | None) -> str | None:
         if type(tensor).__name__ in {"FakeTensor", "FunctionalTensor"} or tensor.is_meta:
             return "its tensors have no values (meta device, or traced)"
     return None
-
-
-def storage_sizes(tensors: tuple[Tensor, ...]) -> dict[int, int]:
-    """Return the bytes of the distinct storages, by address."""
-    sizes = {}
-    for tensor in tensors:
-        storage = tensor.untyped_storage()
-        sizes[storage.data_ptr()] = storage.nbytes()
-    return sizes
-
-
-def nbytes_of(shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    """Return the bytes of a tensor."""
-    return math.prod(shape) * dtype.itemsize

@@ -8,78 +8,53 @@ way, and the map is rebuilt from their factors like any other. Not asked, it cal
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from types import FrameType
+from typing import Any, NamedTuple
 
 from torch import Tensor
+from torch.nn import functional
 
 from visualizer._intercept.observation import FourAxes, QueryKeyObservation
-from visualizer._intercept.observers import Sighting, depth, find_observers
-from visualizer._intercept.telling import tell
+from visualizer._intercept.observers import Sighting
 from visualizer.attention import Mask
 
-__all__ = ["make_baddbmm", "make_bmm", "make_multi_head", "seen_by_multi_head"]
+__all__ = ["find_multi_head", "make_baddbmm", "make_bmm"]
+
+_MULTI_HEAD = functional.multi_head_attention_forward.__code__
 
 
-@dataclass(slots=True)
-class _Steps:
-    """What one call has computed so far."""
+class _Product(NamedTuple):
+    """The product of which the softmax is the map.
 
-    num_heads: int
-    query: Tensor | None = None
-    key: Tensor | None = None
-    mask: Tensor | None = None
-    weights: Tensor | None = None
+    Attributes:
+        mask: What is added, shape `(batch · head, query, key)` or `(1, query, key)`.
+        query: Shape `(batch · head, query, dim)`, scaled.
+        key: Shape `(batch · head, dim, key)`.
+    """
 
-
-class _Running(threading.local):
-    steps: _Steps | None = None
-
-
-_running = _Running()
+    mask: Tensor | None
+    query: Tensor
+    key: Tensor
 
 
-def make_multi_head(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Return what stands in for the function."""
-
-    @functools.wraps(original)
-    def multi_head_attention_forward(*args: Any, **kwargs: Any) -> Any:
-        if depth.inside or not find_observers():
-            return original(*args, **kwargs)
-        num_heads = kwargs["num_heads"] if "num_heads" in kwargs else args[4]
-        before, steps = _running.steps, _Steps(num_heads)
-        _running.steps = steps
-        try:
-            result = original(*args, **kwargs)
-        finally:
-            _running.steps = before
-        if steps.weights is not None:
-            tell(Sighting(_observe, (steps,), {}))
-        return result
-
-    return multi_head_attention_forward
+class _Last(threading.local):
+    product: _Product | None = None
 
 
-def seen_by_multi_head(weights: Tensor) -> bool:
-    """Tell whether a softmax belongs to a call that runs, which then takes it."""
-    steps = _running.steps
-    if steps is None or steps.key is None or steps.weights is not None:
-        return False
-    steps.weights = weights
-    return True
+_last = _Last()
 
 
 def make_bmm(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Return what stands in for `torch.bmm`."""
 
     @functools.wraps(original)
-    def bmm(input: Tensor, mat2: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: A002
-        steps = _running.steps
-        if steps is not None and steps.key is None:
-            steps.query, steps.key = input, mat2
-        return original(input, mat2, *args, **kwargs)
+    def bmm(*args: Any, **kwargs: Any) -> Tensor:
+        if sys._getframe(1).f_code is _MULTI_HEAD and len(args) == 2:
+            _last.product = _Product(None, *args)
+        return original(*args, **kwargs)
 
     return bmm
 
@@ -88,25 +63,36 @@ def make_baddbmm(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Return what stands in for `torch.baddbmm`."""
 
     @functools.wraps(original)
-    def baddbmm(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: A002
-        steps = _running.steps
-        if steps is not None and steps.key is None and len(args) == 2:
-            steps.mask, steps.query, steps.key = input, args[0], args[1]
-        return original(input, *args, **kwargs)
+    def baddbmm(*args: Any, **kwargs: Any) -> Tensor:
+        if sys._getframe(1).f_code is _MULTI_HEAD and len(args) == 3:
+            _last.product = _Product(*args)
+        return original(*args, **kwargs)
 
     return baddbmm
 
 
-def _observe(steps: _Steps) -> QueryKeyObservation:
-    assert steps.query is not None
-    assert steps.key is not None
-    assert steps.weights is not None
-    heads, mask = steps.num_heads, steps.mask
-    many, queries, _ = steps.query.shape
+def find_multi_head(weights: Tensor, frame: FrameType | None) -> Sighting | None:
+    """Return the sighting of the call that takes a softmax; None where it is not of this kind.
+
+    Args:
+        weights: The softmax.
+        frame: Of the function that calls `functional.softmax`.
+    """
+    if frame is None or frame.f_code is not _MULTI_HEAD or _last.product is None:
+        return None
+    product, _last.product = _last.product, None
+    heads = frame.f_locals["num_heads"]
+    parts = () if product.mask is None else (product.mask,)
+    return Sighting(_observe, (product, weights, heads), {}, parts=parts)
+
+
+def _observe(product: _Product, weights: Tensor, heads: int) -> QueryKeyObservation:
+    many, queries, _ = product.query.shape
+    mask = product.mask
     return QueryKeyObservation(
         source="multi_head_attention",
-        shape=(many // heads, heads, queries, steps.key.shape[-1]),
-        tensors=FourAxes(steps.query, steps.key, None, steps.query, steps.weights),
+        shape=(many // heads, heads, queries, product.key.shape[-1]),
+        tensors=FourAxes(product.query, product.key, None, product.query, weights),
         parts=(mask,),
         arrange=lambda tensors: _arrange(tensors, heads),
         make_mask=lambda: Mask() if mask is None else _mask(mask, heads),
@@ -124,6 +110,5 @@ def _arrange(tensors: FourAxes, heads: int) -> FourAxes:
 
 
 def _mask(mask: Tensor, heads: int) -> Mask:
-    """Return an added mask of shape `(batch · head, query, key)` or `(1, query, key)`."""
     mask = mask.detach()
     return Mask.from_tensor(mask if len(mask) == 1 else mask.unflatten(0, (-1, heads)))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from visualizer._intercept.check import Check, OutputCheck, WeightsCheck
-from visualizer._intercept.holding import hold, keep, why_no_value
+from visualizer._intercept.holding import hold, hold_mask, keep, why_no_value
 from visualizer.attention import AttentionCall, Mask
 
 __all__ = ["FourAxes", "Held", "Observation", "QueryKeyObservation", "WeightsObservation"]
@@ -124,7 +124,7 @@ class QueryKeyObservation(Observation):
     def mask(self) -> Mask:
         """The mask, in its compact form."""
         if self._mask is None:
-            self._mask = self.make_mask()
+            self._mask = hold_mask(self.make_mask())
         return self._mask
 
     def why_no_value(self) -> str | None:

@@ -90,10 +90,16 @@ class Observer(Protocol):
     attention: Any
 
     def on_call(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A module is about to be called. Does not raise."""
+        """A module is about to be called."""
 
     def on_return(self, module: Any, output: Any) -> None:
-        """A module has returned. Does not raise."""
+        """A module has returned."""
+
+    def on_raise(self, module: Any) -> None:
+        """An exception has left a module."""
+
+    def on_error(self, error: Exception) -> None:
+        """Telling it raised."""
 
 
 _own: ContextVar[tuple[Observer, ...]] = ContextVar("visualizer_observers", default=())

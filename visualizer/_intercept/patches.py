@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import weakref
@@ -10,9 +11,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from visualizer._capture.notices import notify
-
-__all__ = ["Patches", "patches"]
+__all__ = ["Patches", "aliases", "patches", "replace_references"]
 
 _ABSENT = object()
 
@@ -45,84 +44,102 @@ class Patches:
             setattr(owner, name, wrapper)
             self._replaced[id(owner), name] = _Replacement(owner, name, wrapper, original)
 
-    def release(self, owner: Any, name: str) -> None:
-        """Put the original back, unless somebody else needs the replacement."""
+    def release(self, owner: Any, name: str) -> str | None:
+        """Put the original back, unless somebody else needs the replacement.
+
+        Returns:
+            What could not be put back; None if nothing.
+        """
         with self._lock:
             replaced = self._replaced.get((id(owner), name))
             if replaced is None:
-                return
+                return None
             replaced.users -= 1
-            if replaced.users == 0:
-                del self._replaced[id(owner), name]
-                _restore(replaced)
+            if replaced.users:
+                return None
+            del self._replaced[id(owner), name]
+            return _restore(replaced)
 
     def pair(self, owner: Any, name: str) -> tuple[Any, Any] | None:
         """Return an attribute's original and what stands in for it; None where nothing does."""
         replaced = self._replaced.get((id(owner), name))
         return None if replaced is None else (replaced.original, replaced.wrapper)
 
-    def __len__(self) -> int:
-        return len(self._replaced)
+    def uses(self, wrapper: Any) -> bool:
+        """Tell whether something stands in for an attribute at present."""
+        with self._lock:
+            return any(each.wrapper is wrapper for each in self._replaced.values())
 
 
-def _restore(replaced: _Replacement) -> None:
+def _restore(replaced: _Replacement) -> str | None:
     owner, name = replaced.owner, replaced.name
     if vars(owner).get(name, _ABSENT) is not replaced.wrapper:
-        notify(
+        return (
             f"{getattr(owner, '__name__', owner)}.{name} was replaced by somebody else while a "
             "capture was open; theirs stays, and calls what was there during the capture."
         )
-    elif replaced.original is _ABSENT:
+    if replaced.original is _ABSENT:
         delattr(owner, name)
     else:
         setattr(owner, name, replaced.original)
+    return None
 
 
 class Aliases:
-    """Finds where modules hold an object under a name of their own (`from … import …`).
+    """Finds where modules hold a function under a name of their own (`from … import …`).
 
-    Looking through a few thousand modules takes some 10 ms. So that is done when there are others
-    than last time, and of those that are not new for the ones that have another number of names.
+    Looking through a few thousand modules takes some 10 ms. So that is only done when somebody has
+    taken or dropped a reference to one of the functions since, which their reference counts tell.
     """
 
     def __init__(self) -> None:
-        self._sizes: weakref.WeakKeyDictionary[ModuleType, int] = weakref.WeakKeyDictionary()
-        self._last: tuple[int, str | None] = (0, None)
+        self._counts: dict[int, int] = {}
         self._known: weakref.WeakKeyDictionary[ModuleType, set[str]] = weakref.WeakKeyDictionary()
 
-    def find(self, wanted: Container[int]) -> Iterator[tuple[ModuleType, str, Any]]:
-        """Yield `(module, name, object)` for objects whose `id` is wanted."""
-        for module in self._new_modules():
-            hits = {name for name, value in list(vars(module).items()) if id(value) in wanted}
-            if hits:
-                self._known.setdefault(module, set()).update(hits)
-        for module, known in list(self._known.items()):
-            for name in known:
+    def find(self, functions: dict[int, Any]) -> Iterator[tuple[ModuleType, str, Any]]:
+        """Yield `(module, name, function)` for functions, given by their `id`."""
+        counts = {place: sys.getrefcount(function) for place, function in functions.items()}
+        if counts != self._counts:
+            self._known = _look_through_modules(functions)
+            self._counts = counts
+        for module, names in list(self._known.items()):
+            for name in names:
                 value = vars(module).get(name)
-                if id(value) in wanted:
+                if id(value) in functions:
                     yield module, name, value
 
-    def _new_modules(self) -> Iterator[ModuleType]:
-        """Yield modules that were not looked through as they are: new ones, and `__main__`."""
-        main = sys.modules.get("__main__")
-        if main is not None:  # in a notebook, cells bind names anew
-            yield main
-        last = len(sys.modules), next(reversed(sys.modules), None)
-        if last == self._last:
-            return
-        self._last = last
-        for module in list(sys.modules.values()):
-            if not isinstance(module, ModuleType) or _is_torchs(module):
-                continue
-            if self._sizes.get(module) != len(vars(module)):
-                self._sizes[module] = len(vars(module))
-                yield module
+
+def _look_through_modules(
+    wanted: Container[int],
+) -> weakref.WeakKeyDictionary[ModuleType, set[str]]:
+    found: weakref.WeakKeyDictionary[ModuleType, set[str]] = weakref.WeakKeyDictionary()
+    for module in list(sys.modules.values()):
+        if isinstance(module, ModuleType) and not _is_torchs(module):
+            names = {name for name, value in list(vars(module).items()) if id(value) in wanted}
+            if names:
+                found[module] = names
+    return found
 
 
 def _is_torchs(module: ModuleType) -> bool:
     """Tell whether a module is torch's own: those are replaced where it is known what they do."""
     name = vars(module).get("__name__", "")
     return isinstance(name, str) and (name == "torch" or name.startswith("torch."))
+
+
+def replace_references(wrapper: Any, original: Any) -> None:
+    """Put an original where the program took what stood in for it while that was in place.
+
+    In modules, in attributes of objects and classes, in dicts and in lists.
+    """
+    for holder in gc.get_referrers(wrapper):
+        if isinstance(holder, list):
+            holder[:] = [original if item is wrapper else item for item in holder]
+            continue
+        names = holder if isinstance(holder, dict) else getattr(holder, "__dict__", None)
+        if isinstance(names, dict):
+            for name in [name for name, value in list(names.items()) if value is wrapper]:
+                names[name] = original
 
 
 patches = Patches()

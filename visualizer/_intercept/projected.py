@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from visualizer._intercept.check import indices, largest, score_size, some_rows
+from visualizer._intercept.check import compare, indices, score_size, some_rows
 from visualizer._intercept.frames import innermost_module
 from visualizer._intercept.holding import Kept, keep, why_no_value
 from visualizer._intercept.observation import Held, Observation
@@ -172,7 +172,7 @@ class _LayerCheck:
         scores = score_size(call, self.rows).amax(1).unsqueeze(-1)
         rounding = 128 * torch.finfo(self.got.dtype).eps * (8 + scores)
         allowed = rounding * expected.abs().amax(-1, keepdim=True).clamp(min=1e-3)
-        return largest((expected - self.got).abs() / allowed)
+        return compare(expected, self.got, allowed)
 
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.got,)

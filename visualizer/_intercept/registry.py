@@ -68,7 +68,7 @@ def _observed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
                 observe,
                 (result, module, query, key, *args),
                 kwargs,
-                (query, key, value, *results),
+                (query, key, value, *results[:2]),
                 (mask if isinstance(mask, Tensor) else None, kwargs.get("position_bias")),
                 module,
             )

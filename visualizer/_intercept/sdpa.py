@@ -24,8 +24,14 @@ def make_sdpa(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def scaled_dot_product_attention(
         query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
     ) -> Tensor:
-        output = original(query, key, value, *args, **kwargs)
-        if not depth.inside:
+        if depth.inside:
+            return original(query, key, value, *args, **kwargs)
+        depth.inside += 1
+        try:
+            output = original(query, key, value, *args, **kwargs)
+        finally:
+            depth.inside -= 1
+        if isinstance(output, Tensor):
             mask = args[0] if args else kwargs.get("attn_mask")
             seen, given = (query, key, value, output), (output, query, key, value, *args)
             tell(Sighting(observe_sdpa, given, kwargs, seen, (mask,)))

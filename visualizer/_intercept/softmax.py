@@ -12,49 +12,63 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from visualizer._intercept.frames import modules_on_stack
-from visualizer._intercept.multihead import seen_by_multi_head
+from visualizer._intercept.multihead import find_multi_head
 from visualizer._intercept.observation import Observation, WeightsObservation
 from visualizer._intercept.observers import Sighting, depth, find_observers
-from visualizer._intercept.telling import tell
+from visualizer._intercept.telling import is_graph_recorded, tell, tell_errors
 from visualizer.attention.unobserved import unobserved
 
 __all__ = ["make_softmax"]
 
+_FUNCTIONAL = functional.softmax.__code__
+
 
 def make_softmax(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return what stands in for a softmax: of `torch`, its `functional`, or a tensor's."""
+    """Return what stands in for a softmax, torch's or a tensor's."""
 
     @functools.wraps(original)
     def softmax(*args: Any, **kwargs: Any) -> Tensor:
         if depth.inside or not find_observers():
             return original(*args, **kwargs)
-        depth.inside += 1  # functional.softmax calls the tensor's
+        depth.inside += 1
         try:
             weights = original(*args, **kwargs)
         finally:
             depth.inside -= 1
-        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
-        if _is_over_keys(weights, dim) and not seen_by_multi_head(weights):
-            module = _owner(sys._getframe(1))
-            if _looks_like_attention(weights, module):
-                tell(Sighting(_observe, (weights, module), {}, module=module))
+        if isinstance(weights, Tensor) and not is_graph_recorded():
+            with tell_errors():
+                dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+                _look(weights, dim, sys._getframe(1))
         return weights
 
     return softmax
 
 
-def _owner(frame: FrameType) -> Any:
+def _look(weights: Tensor, dim: Any, frame: FrameType | None) -> None:
+    with unobserved():  # without what watches the functions that are called
+        last = (-1, weights.dim() - 1)
+        if weights.dim() < 3 or dim not in last or not weights.is_floating_point():
+            return
+        if frame is not None and frame.f_code is _FUNCTIONAL:
+            frame = frame.f_back
+        sighting = find_multi_head(weights, frame)
+        if sighting is None:
+            module = _owner(frame)
+            if not _looks_like_attention(weights, module):
+                return
+            sighting = Sighting(_observe, (weights, module), {}, module=module)
+    tell(sighting)
+
+
+def _owner(frame: FrameType | None) -> Any:
     """Return the module that asked for a softmax; a module that is one belongs to another."""
     modules = modules_on_stack(frame)
     return next((found for found in modules if not isinstance(found, nn.Softmax)), None)
-
-
-def _is_over_keys(weights: Tensor, dim: Any) -> bool:
-    last = (-1, weights.dim() - 1)
-    return weights.dim() > 2 and dim in last and weights.is_floating_point()
 
 
 def _looks_like_attention(weights: Tensor, module: Any) -> bool:
@@ -64,6 +78,8 @@ def _looks_like_attention(weights: Tensor, module: Any) -> bool:
         return False
     if "attn" in name or "attention" in name:
         return True
+    if torch._C._get_tracing_state() is not None:
+        return False  # sizes are tensors then
     queries, keys = weights.shape[-2:]
     return queries == keys and keys > 1
 

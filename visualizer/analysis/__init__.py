@@ -1,4 +1,4 @@
-"""Numbers from attention weights: arrays in, arrays out, each from its paper."""
+"""Numbers from attention weights: arrays or lazy maps in, arrays out, each from its paper."""
 
 from visualizer.analysis.distance import attention_distance
 from visualizer.analysis.entropy import entropy

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from visualizer.analysis.lazy import is_map
 from visualizer.errors import NotWeightsError, ShapeError
 
-__all__ = ["Floats", "check_weights", "to_floats", "to_weights"]
+__all__ = ["ROUNDING", "Floats", "check_weights", "to_floats", "to_weights"]
 
 Floats = NDArray[np.floating[Any]]
 """In fact float32 or float64."""
 
-_ROUNDING = 0.02
+ROUNDING: Final = 0.02
 """How far a row's sum may be from 1: what the rounding of bfloat16 and float16 adds up to."""
 
 
@@ -85,7 +86,7 @@ def check_weights(array: Floats, name: str = "weights", *, parts: bool = False) 
             f"weights are never negative. Are these the scores before softmax?"
         )
     sums = array.sum(axis=-1, dtype=np.float64)
-    too_far = sums - 1 > _ROUNDING if parts else np.abs(sums - 1) > _ROUNDING
+    too_far = sums - 1 > ROUNDING if parts else np.abs(sums - 1) > ROUNDING
     if too_far.any():
         where = np.argwhere(too_far)[0]
         expected = "at most 1" if parts else "1"
@@ -97,9 +98,9 @@ def check_weights(array: Floats, name: str = "weights", *, parts: bool = False) 
 
 def _likely_cause(array: Floats, sums: NDArray[np.float64]) -> str:
     columns = array.sum(axis=-2, dtype=np.float64)
-    if np.abs(columns - 1).max() <= _ROUNDING:
+    if np.abs(columns - 1).max() <= ROUNDING:
         return "Its columns sum to 1: are query and key swapped?"
-    if sums.max() <= 1 + _ROUNDING:
+    if sums.max() <= 1 + ROUNDING:
         return "Were keys cut off, or does dropout act (model.eval() turns it off)?"
     return "Are these scores before softmax, summed heads, or values after dropout in training?"
 
@@ -109,13 +110,15 @@ def _place(index: NDArray[np.intp]) -> str:
 
 
 def _without_tensors(values: Any) -> Any:
-    """Replace tensors, alone and in lists, by arrays. torch is recognised, never imported."""
+    """Replace tensors and lazy maps, alone and in lists, by arrays; torch is never imported."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(values, torch.Tensor):
         tensor = values.detach()
         if tensor.dtype not in (torch.float32, torch.float64) and tensor.is_floating_point():
             tensor = tensor.float()
         return tensor.numpy(force=True)
+    if is_map(values):
+        return np.asarray(values)
     if isinstance(values, list | tuple):
         return [_without_tensors(value) for value in values]
     return values

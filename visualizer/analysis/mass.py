@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from visualizer.analysis.arrays import Floats, to_weights
+from visualizer.analysis.arrays import ROUNDING, Floats, to_weights
+from visualizer.analysis.lazy import each_map, is_computed, is_lazy
 from visualizer.errors import OutOfRangeError, ShapeError
+
+if TYPE_CHECKING:
+    from visualizer.attention import AttentionMap
 
 __all__ = ["diagonal_mass", "mass"]
 
@@ -20,7 +24,9 @@ def mass(weights: Any, keys: Any) -> Floats:
     Xiao et al. (2023).
 
     Args:
-        weights: Shape `(..., query, key)`; rows sum to 1.
+        weights: Shape `(..., query, key)`; rows sum to 1. Or an `AttentionMap`, or a list of them,
+            which are gone through row by row; there, a row that sums to less has given the rest
+            to a sink.
         keys: An index, a list of indexes, a slice, or a boolean mask of shape `(key,)`.
     Returns:
         Shape `(..., query)`, 0 to 1.
@@ -33,6 +39,8 @@ def mass(weights: Any, keys: Any) -> Floats:
         >>> mass([[0.25, 0.75], [0.5, 0.5]], keys=0)
         array([0.25, 0.5 ])
     """
+    if is_lazy(weights):
+        return each_map(weights, lambda one: _mass_of_map(one, keys))
     array = to_weights(weights)
     chosen = np.zeros(array.shape[-1], dtype=bool)
     chosen[_places(keys, array.shape)] = True
@@ -59,7 +67,8 @@ def diagonal_mass(weights: Any) -> Floats:
     """Return the share of each token's attention that goes to the token itself.
 
     Args:
-        weights: Self-attention, shape `(..., token, token)`; rows sum to 1.
+        weights: Self-attention, shape `(..., token, token)`; rows sum to 1. Or an `AttentionMap`,
+            or a list of them, as for `mass`.
     Returns:
         Shape `(..., token)`, 0 to 1.
     Raises:
@@ -70,7 +79,38 @@ def diagonal_mass(weights: Any) -> Floats:
         >>> diagonal_mass([[0.25, 0.75], [0.5, 0.5]])
         array([0.25, 0.5 ])
     """
+    if is_lazy(weights):
+        return each_map(weights, _diagonal_of_map)
     array = to_weights(weights)
-    if array.shape[-1] != array.shape[-2]:
-        raise ShapeError(f"the diagonal needs as many queries as keys, got shape {array.shape}")
+    _check_square(array.shape)
     return np.asarray(np.diagonal(array, axis1=-2, axis2=-1) / array.sum(axis=-1))
+
+
+def _check_square(shape: tuple[int, ...]) -> None:
+    if shape[-1] != shape[-2]:
+        raise ShapeError(f"the diagonal needs as many queries as keys, got shape {shape}")
+
+
+def _mass_of_map(attention_map: AttentionMap, keys: Any) -> Floats:
+    share = attention_map.mass(np.unique(_places(keys, attention_map.shape)))
+    if not is_computed(attention_map):
+        share = _without_rounding(share, attention_map.mass(slice(None)))
+    return np.minimum(share, 1)
+
+
+def _diagonal_of_map(attention_map: AttentionMap) -> Floats:
+    _check_square(attention_map.shape)
+    computed = is_computed(attention_map)
+    result = np.empty(attention_map.shape[:3], attention_map.dtype)
+    for block in attention_map.blocks():
+        own = np.diagonal(block.weights, block.queries.start, axis1=1, axis2=2)
+        if not computed:
+            own = _without_rounding(own, block.weights.sum(axis=-1))
+        result[block.item, :, block.queries] = own
+    return np.minimum(result, 1)
+
+
+def _without_rounding(share: Floats, sums: Floats) -> Floats:
+    """Divide by rows' sums where these are 1 but for rounding; the others have given to a sink."""
+    exact = np.abs(sums - 1) <= ROUNDING
+    return np.divide(share, sums, out=share.copy(), where=exact)

@@ -12,6 +12,7 @@ from visualizer.analysis.arrays import Floats, to_weights
 from visualizer.analysis.distance import attention_distance
 from visualizer.analysis.entropy import entropy
 from visualizer.analysis.grids import Grid
+from visualizer.analysis.lazy import is_lazy
 from visualizer.analysis.mass import diagonal_mass, mass
 
 __all__ = ["HeadStatistics", "specialization"]
@@ -40,7 +41,9 @@ def specialization(
     """Return what tells heads apart: entropy, distance, and the mass on CLS and on the diagonal.
 
     Args:
-        weights: Self-attention, shape `(..., token, token)`; rows sum to 1.
+        weights: Self-attention, shape `(..., token, token)`; rows sum to 1. Or an `AttentionMap`,
+            or a list of them, which are gone through row by row; there, queries that see no key
+            do not count.
         grid: Rows and columns of patches, or one number for both; None for text.
         prefix_tokens: Tokens before the patches; for text 0, where the first token is looked at.
         causal: The tokens see only what is before them.
@@ -48,14 +51,15 @@ def specialization(
         ShapeError: Not self-attention, or another number of tokens than the grid has.
         NotWeightsError: Rows that are not weights.
     """
-    array = to_weights(weights)
+    given = weights if is_lazy(weights) else to_weights(weights)
     prefix = slice(0, prefix_tokens if grid is not None else max(prefix_tokens, 1))
-    spread = entropy(array, normalized=True, causal=causal)
+    spread = entropy(given, normalized=True, causal=causal)
+    blind = np.isnan(entropy(given)) if is_lazy(given) else np.zeros(spread.shape, bool)
     return HeadStatistics(
         entropy=_mean(spread),
-        distance=attention_distance(array, grid, prefix_tokens=prefix_tokens),
-        prefix_mass=np.asarray(mass(array, prefix).mean(axis=-1)),
-        diagonal_mass=np.asarray(diagonal_mass(array).mean(axis=-1)),
+        distance=attention_distance(given, grid, prefix_tokens=prefix_tokens),
+        prefix_mass=_mean(np.where(blind, np.nan, mass(given, prefix))),
+        diagonal_mass=_mean(np.where(blind, np.nan, diagonal_mass(given))),
     )
 
 

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 __all__ = ["is_unobserved", "unobserved"]
 
@@ -20,7 +21,7 @@ _depth = _Depth()
 
 
 class unobserved:  # noqa: N801  (used as a function, as contextlib's own context managers are)
-    """Compute so that nothing captures it: no gradients, no autocast, no torch function modes.
+    """Compute so that nothing captures it: no gradients, no autocast, no modes.
 
     Interceptors of attention calls ask `is_unobserved` and let such calls pass. Tensors made
     inside are ordinary ones, in inference mode too. Of this thread only; may be nested.
@@ -41,10 +42,12 @@ class unobserved:  # noqa: N801  (used as a function, as contextlib's own contex
 
     def __enter__(self) -> None:
         self._stack = ExitStack()
+        self._stack.enter_context(torch._C.DisableTorchFunction())  # first: modes see all the rest
         if torch.is_inference_mode_enabled():  # what is made there can't be written to elsewhere
             self._stack.enter_context(torch.inference_mode(False))
         self._stack.enter_context(torch.no_grad())
-        self._stack.enter_context(torch._C.DisableTorchFunction())
+        if torch._C._len_torch_dispatch_stack():
+            self._stack.enter_context(_disable_current_modes())
         if _autocasts(self._device):
             self._stack.enter_context(torch.autocast(self._device, enabled=False))
         _depth.value += 1

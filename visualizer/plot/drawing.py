@@ -17,6 +17,7 @@ from PIL import Image
 
 from visualizer.analysis.arrays import Floats
 from visualizer.errors import OutOfRangeError, ShapeError
+from visualizer.plot.cells import cell_sizes
 from visualizer.plot.pictures import Region
 
 __all__ = [
@@ -29,7 +30,6 @@ __all__ = [
     "largest",
     "printable",
     "show_scale",
-    "strongest",
 ]
 
 Mode = Literal["overlay", "dim"]
@@ -38,29 +38,35 @@ SMOOTH: Final = "antialiased"
 """Nearest, but where there are more values than pixels: then none is skipped."""
 WEIGHT: Final = "attention weight"
 BOX: Final = "#d55e00"  # vermilion, from Okabe & Ito's palette for every kind of colour vision
-_MOST_CELLS: Final = 400  # in a row or a column; about as many pixels has a figure of one head
 _MOST_LABELS: Final = 64
 _LONGEST_LABEL: Final = 20
 
 
 def draw_matrix(
-    ax: Axes, weights: Floats, *, vmax: float | None = None, cmap: Any = "viridis"
+    ax: Axes,
+    cells: Floats,
+    shape: tuple[int, ...],
+    *,
+    vmax: float | None = None,
+    cmap: Any = "viridis",
 ) -> AxesImage:
-    """Draw weights, queries from the top down and keys from left to right.
+    """Draw a map, queries from the top down and keys from left to right.
 
-    Of more than 400 queries or keys, the strongest weight of each block of neighbours is drawn: an
-    average over a pixel would hide the one key that all attend to.
+    Args:
+        ax: Where to draw.
+        cells: What `matrix_cells` made of the map.
+        shape: Of the map, `(query, key)`.
+        vmax: The weight at the upper end of the colours; the largest one if None.
+        cmap: The colours.
     """
-    queries, keys = weights.shape
-    blocks = [-(-count // _MOST_CELLS) for count in weights.shape]
-    starts = (np.arange(0, *of) for of in zip(weights.shape, blocks, strict=True))
-    shown = weights if blocks == [1, 1] else strongest(weights, *starts)
-    bottom, right = (count * block for count, block in zip(shown.shape, blocks, strict=True))
+    queries, keys = shape
+    sizes = zip(cells.shape, cell_sizes(shape), strict=True)
+    bottom, right = (count * size for count, size in sizes)
     image = ax.imshow(
-        shown,
+        cells,
         cmap=cmap,
         vmin=0,
-        vmax=_top(weights, vmax),
+        vmax=_top(cells, vmax),
         aspect="equal" if queries == keys else "auto",
         extent=(-0.5, right - 0.5, bottom - 0.5, -0.5),
         origin="upper",
@@ -173,17 +179,6 @@ def label_tokens(
 def largest(*maps: Floats) -> float:
     """Return the largest weight of all, for the end of a scale; 1 where all are zero."""
     return max(float(weights.max()) for weights in maps) or 1.0
-
-
-def strongest(
-    values: Floats, query_starts: NDArray[np.intp], key_starts: NDArray[np.intp]
-) -> Floats:
-    """Return the value farthest from 0 of each block; blocks begin where it is said."""
-    most, least = (
-        extreme.reduceat(extreme.reduceat(values, query_starts, axis=0), key_starts, axis=1)
-        for extreme in (np.maximum, np.minimum)
-    )
-    return np.where(most >= -least, most, least)
 
 
 def printable(token: Any) -> str:

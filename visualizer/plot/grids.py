@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw
 
-from visualizer.analysis.arrays import Floats
+from visualizer.analysis.choices import check_index
 from visualizer.analysis.grids import Grid, check_grid, rows_and_columns
 from visualizer.errors import OutOfRangeError, ShapeError
 from visualizer.plot.drawing import (
@@ -23,7 +23,7 @@ from visualizer.plot.drawing import (
     show_scale,
 )
 from visualizer.plot.figures import new_axes, new_figure
-from visualizer.plot.maps import Head, check_index, one_map
+from visualizer.plot.maps import Head, one_map
 from visualizer.plot.pictures import Crop, Region, Transform, find_region, to_picture
 
 __all__ = ["highlight_grid", "visualize_grid_to_grid", "visualize_grid_to_grid_with_cls"]
@@ -49,7 +49,8 @@ def visualize_grid_to_grid(
 
     Args:
         att_map: Weights of patches only, shape `(patch, patch)`, with head and batch axes before
-            if there are some. A part of a map whose CLS was cut off will do.
+            if there are some. A part of a map whose CLS was cut off will do. Or an `AttentionMap`,
+            of which that patch's row is computed.
         grid_index: The patch that looks; counted row by row from 0.
         image: The picture that the model saw: a PIL image, an array, a tensor or a file.
         grid_size: Rows and columns of patches, or one number for both.
@@ -72,11 +73,11 @@ def visualize_grid_to_grid(
         PictureError: `image`, `crop` or `transform` can't be used.
     """
     weights = one_map(att_map, item, head)
-    grid = _grid_of(weights, grid_size, 0)
+    grid = _grid_of(weights.shape, grid_size, 0)
     grid_index = check_index(grid_index, grid[0] * grid[1], "grid_index")
     picture = to_picture(image)
     region = find_region(picture, crop, transform)
-    mask = weights[grid_index].reshape(grid)
+    mask = weights.row(grid_index).reshape(grid)
 
     figure, axes = _two_panels(picture)
     for ax in axes:
@@ -111,7 +112,8 @@ def visualize_grid_to_grid_with_cls(
 
     Args:
         att_map: Weights of shape `(token, token)`, CLS first, then the patches; with head and batch
-            axes before if there are some.
+            axes before if there are some. Or an `AttentionMap`, of which that token's row is
+            computed.
         grid_index: The token that looks: 0 is CLS, 1 is the first patch.
         image: The picture that the model saw: a PIL image, an array, a tensor or a file.
         grid_size: Rows and columns of patches, or one number for both.
@@ -139,11 +141,11 @@ def visualize_grid_to_grid_with_cls(
             f"without it there is visualize_grid_to_grid"
         )
     weights = one_map(att_map, item, head)
-    grid = _grid_of(weights, grid_size, prefix_tokens)
+    grid = _grid_of(weights.shape, grid_size, prefix_tokens)
     grid_index = check_index(grid_index, weights.shape[0], "grid_index")
     picture = to_picture(image)
     region = find_region(picture, crop, transform)
-    row = weights[grid_index]
+    row = weights.row(grid_index)
     tiles = _tiles(prefix_tokens, region, grid)
     places = [*tiles, *(region.cell(index, grid) for index in range(grid[0] * grid[1]))]
     names = ["CLS", *(f"+{number}" for number in range(1, prefix_tokens))]
@@ -204,9 +206,9 @@ def highlight_grid(
     return picture
 
 
-def _grid_of(weights: Floats, grid_size: Grid, prefix_tokens: int) -> tuple[int, int]:
+def _grid_of(shape: tuple[int, ...], grid_size: Grid, prefix_tokens: int) -> tuple[int, int]:
     """Return the grid, having made sure that the map is one of its tokens."""
-    queries, keys = weights.shape
+    queries, keys = shape
     grid = rows_and_columns(grid_size)
     patches = grid[0] * grid[1]
     over = keys - patches
@@ -215,7 +217,7 @@ def _grid_of(weights: Floats, grid_size: Grid, prefix_tokens: int) -> tuple[int,
         more = "" if over == 1 else f", prefix_tokens={over}"
         raise ShapeError(
             f"{keys} tokens = {grid[0]}×{grid[1]} + {over}: pass the map with {tokens} to "
-            f"visualize_grid_to_grid_with_cls{more}, or cut off with att_map[{over}:, {over}:]"
+            f"visualize_grid_to_grid_with_cls{more}, or cut off with att_map[..., {over}:, {over}:]"
         )
     if prefix_tokens and keys == patches:
         raise ShapeError(

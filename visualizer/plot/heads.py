@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import matplotlib.axes
 import matplotlib.figure
 import numpy as np
 
+from visualizer.analysis.arrays import Floats
+from visualizer.analysis.choices import check_index
+from visualizer.analysis.rows import Rows
 from visualizer.errors import OutOfRangeError, ShapeError
+from visualizer.plot.cells import matrix_cells
 from visualizer.plot.drawing import WEIGHT, draw_matrix, label_tokens, largest, show_scale
 from visualizer.plot.figures import axes_of, new_axes, new_figure
-from visualizer.plot.maps import Head, check_index, heads_of, list_of_layers, one_map
+from visualizer.plot.maps import Head, heads_of, list_of_layers, one_map
 
 __all__ = ["visualize_head", "visualize_heads", "visualize_layers"]
 
@@ -31,7 +36,8 @@ def visualize_head(
 
     Args:
         att_map: Weights of shape `(query, key)`, `(head, query, key)` or
-            `(batch, head, query, key)`; a tensor of any type and device, an array, lists.
+            `(batch, head, query, key)`; a tensor of any type and device, an array, lists. Or an
+            `AttentionMap`, of which that head and item are computed.
         item: Which item of the batch; needed where there are several.
         head: Which head, or "mean" for their average; needed where there are several.
         tokens: Labels of the queries, and of the keys where `key_tokens` is not given. Above 64,
@@ -47,9 +53,10 @@ def visualize_head(
         OutOfRangeError: A head or an item that does not exist.
     """
     weights = one_map(att_map, item, head)
+    cells = matrix_cells(weights)
     side = _side(weights.shape, tokens, 5.0)
     drawn_on = axes_of(ax, side * 1.2, side)
-    drawn = draw_matrix(drawn_on, weights, vmax=vmax)
+    drawn = draw_matrix(drawn_on, cells, weights.shape, vmax=vmax)
     label_tokens(drawn_on, weights.shape, tokens, _keys(tokens, key_tokens))
     show_scale(drawn, drawn_on)
     return drawn_on
@@ -68,7 +75,8 @@ def visualize_heads(
 
     Args:
         att_map: Weights of shape `(head, query, key)`, `(query, key)` or
-            `(batch, head, query, key)`.
+            `(batch, head, query, key)`. Or an `AttentionMap`, which is gone through some rows at a
+            time.
         cols: Panels in a row.
         item: Which item of the batch; needed where there are several.
         tokens: Labels of the queries, and of the keys where `key_tokens` is not given.
@@ -82,15 +90,17 @@ def visualize_heads(
         OutOfRangeError: An item that does not exist, or `cols` below 1.
     """
     heads = heads_of(att_map, item)
-    panels = [(f"Head {index}", weights) for index, weights in enumerate(heads)]
-    panels.append(("Head Average", heads.mean(axis=0)))
-    vmax = largest(heads) if shared_scale else None
-    side = _side(heads.shape[1:], tokens, 2.4)
+    count, shape = heads.shape[0], heads.shape[1:]
+    titles = [*(f"Head {index}" for index in range(count)), "Head Average"]
+    _check_columns(cols)
+    panels = matrix_cells(_with_average(heads))
+    vmax = largest(panels) if shared_scale else None
+    side = _side(shape, tokens, 2.4)
     figure, axes = panels_for(len(panels), cols, side * 1.25, side)
-    for ax, (title, weights) in zip(axes, panels, strict=True):
-        drawn = draw_matrix(ax, weights, vmax=vmax)
+    for ax, title, cells in zip(axes, titles, panels, strict=True):
+        drawn = draw_matrix(ax, cells, shape, vmax=vmax)
         ax.set_title(title)
-        label_tokens(ax, weights.shape, tokens, _keys(tokens, key_tokens))
+        label_tokens(ax, shape, tokens, _keys(tokens, key_tokens))
         if not shared_scale:
             show_scale(drawn, ax, "")
     if shared_scale:
@@ -115,7 +125,7 @@ def visualize_layers(
 
     Args:
         maps: An entry for each layer, as `get_local.cache["Attention.forward"]` holds them, or an
-            array whose first axis is the layer.
+            array whose first axis is the layer. Or `AttentionMap`s, as `captured.attention`.
         layers: Which ones.
         cols: Panels in a row.
         head: Which head, or "mean" for their average.
@@ -143,19 +153,22 @@ def visualize_layers(
             f"layers {list(layers)} have maps of unequal shapes, {sorted(shapes)}: there is no "
             f"difference. Pass difference=False"
         )
+    _check_columns(cols)
+    panels = [matrix_cells(weights) for weights in chosen]
     count = len(chosen) + difference
     side = _side(chosen[0].shape, tokens, 3.0)
     figure, axes = panels_for(count, cols, side * 1.15, side)
-    vmax = largest(*chosen)
-    for ax, layer, weights in zip(axes, layers, chosen, strict=False):
-        drawn = draw_matrix(ax, weights, vmax=vmax)
+    vmax = largest(*panels)
+    for ax, layer, weights, cells in zip(axes, layers, chosen, panels, strict=False):
+        drawn = draw_matrix(ax, cells, weights.shape, vmax=vmax)
         ax.set_title(f"Layer {layer}")
         label_tokens(ax, weights.shape, tokens, _keys(tokens, key_tokens))
     show_scale(drawn, axes[: len(chosen)])
     if difference:
-        change = chosen[-1] - chosen[0]
-        far = float(np.abs(change).max()) or 1.0
-        drawn = draw_matrix(axes[-1], change, vmax=far, cmap="PuOr")
+        change = _difference(chosen[-1], chosen[0])
+        cells = matrix_cells(change)
+        far = float(np.abs(cells).max()) or 1.0
+        drawn = draw_matrix(axes[-1], cells, change.shape, vmax=far, cmap="PuOr")
         drawn.set_clim(-far, far)
         axes[-1].set_title(f"Layer {layers[-1]} less layer {layers[0]}")
         label_tokens(axes[-1], change.shape, tokens, _keys(tokens, key_tokens))
@@ -167,8 +180,7 @@ def panels_for(
     count: int, cols: int, width: float, height: float
 ) -> tuple[matplotlib.figure.Figure, list[matplotlib.axes.Axes]]:
     """Return a new figure with `count` axes in rows of `cols`, and those axes."""
-    if cols < 1:
-        raise OutOfRangeError(f"cols is {cols}; expected the number of panels in a row, at least 1")
+    _check_columns(cols)
     columns = min(cols, count)
     rows = -(-count // columns)
     figure = new_figure(width * columns, height * rows + 0.4)
@@ -176,6 +188,29 @@ def panels_for(
     for spare in axes[count:]:
         spare.remove()
     return figure, list(axes[:count])
+
+
+def _check_columns(cols: int) -> None:
+    """Make sure that there is a panel in a row, at least."""
+    if cols < 1:
+        raise OutOfRangeError(f"cols is {cols}; expected the number of panels in a row, at least 1")
+
+
+def _with_average(heads: Rows) -> Rows:
+    """Return heads and, as the last one, their average."""
+
+    def take(part: slice) -> Floats:
+        rows = heads.take(part)
+        return np.concatenate([rows, rows.mean(axis=0, keepdims=True)])
+
+    count, *shape = heads.shape
+    return replace(heads, shape=(count + 1, *shape), take=take)
+
+
+def _difference(last: Rows, first: Rows) -> Rows:
+    dtype = np.result_type(last.dtype, first.dtype)
+    step = min(last.step, first.step)
+    return Rows(last.shape, dtype, step, lambda part: last.take(part) - first.take(part))
 
 
 def _keys(tokens: Sequence[Any] | None, key_tokens: Sequence[Any] | None) -> Sequence[Any] | None:

@@ -8,9 +8,9 @@ import matplotlib.axes
 import numpy as np
 from matplotlib.colors import Normalize, PowerNorm
 
-from visualizer.analysis.arrays import Floats
 from visualizer.errors import OutOfRangeError
-from visualizer.plot.drawing import SMOOTH, WEIGHT, show_scale, strongest
+from visualizer.plot.cells import tiles
+from visualizer.plot.drawing import SMOOTH, WEIGHT, show_scale
 from visualizer.plot.figures import axes_of
 from visualizer.plot.maps import layers_of
 
@@ -33,7 +33,8 @@ def visualize_mosaic(
     Args:
         maps: An entry for each layer, as `get_local.cache["Attention.forward"]` holds them: shapes
             `(head, query, key)` or `(batch, head, query, key)`, the numbers of heads and tokens as
-            each layer has them.
+            each layer has them. Or `AttentionMap`s, as `captured.attention`, which are gone through
+            some rows at a time.
         item: Which item of the batch; needed where there are several.
         max_pixels: Pixels along a side of a map, at most.
         shared_scale: One scale of colours, by the root of the weight, for all; otherwise each map
@@ -49,12 +50,11 @@ def visualize_mosaic(
     if max_pixels < 1:
         raise OutOfRangeError(f"max_pixels is {max_pixels}; expected at least 1")
     layers = layers_of(maps, item)
-    columns = max(len(heads) for heads in layers)
+    columns = max(heads.shape[0] for heads in layers)
     side = min(max_pixels, max(max(heads.shape[1:]) for heads in layers))
     mosaic = np.full((len(layers) * side, columns * side), np.nan, dtype=np.float32)
     for row, heads in enumerate(layers):
-        for column, weights in enumerate(heads):
-            tile = fit(weights, side)
+        for column, tile in enumerate(tiles(heads, side)):
             place = np.s_[row * side : (row + 1) * side, column * side : (column + 1) * side]
             mosaic[place] = tile if shared_scale else tile / (tile.max() or 1)
 
@@ -78,10 +78,3 @@ def visualize_mosaic(
     drawn_on.set_ylabel("layer (in each map: query)")
     show_scale(drawn, drawn_on, WEIGHT if shared_scale else "share of the map's largest weight")
     return drawn_on
-
-
-def fit(weights: Floats, side: int) -> Floats:
-    """Bring a map to `side` × `side`: the largest of each block, or pixels repeated."""
-    starts = [np.arange(min(side, count)) * count // min(side, count) for count in weights.shape]
-    rows, columns = (np.arange(side) * len(each) // side for each in starts)
-    return strongest(weights, *starts)[rows[:, None], columns]

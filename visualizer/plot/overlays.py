@@ -9,13 +9,14 @@ import matplotlib.figure
 import numpy as np
 
 from visualizer.analysis.arrays import Floats
+from visualizer.analysis.choices import check_index
 from visualizer.analysis.grids import Grid, check_grid
-from visualizer.analysis.rollout import rollout
+from visualizer.analysis.rollout import rollout_row
 from visualizer.errors import OutOfRangeError, ShapeError
 from visualizer.plot.drawing import Mode, draw_overlay, draw_picture, show_scale
 from visualizer.plot.figures import axes_of
 from visualizer.plot.heads import panels_for
-from visualizer.plot.maps import check_index, heads_of, layers_of
+from visualizer.plot.maps import averages_of, heads_of
 from visualizer.plot.pictures import Crop, Transform, find_region, to_picture
 
 __all__ = ["visualize_cls", "visualize_rollout"]
@@ -42,7 +43,7 @@ def visualize_cls(
 
     Args:
         att_map: One layer's weights, shape `(head, token, token)` or `(batch, head, token, token)`,
-            CLS first.
+            CLS first. Or an `AttentionMap`, of which the rows of CLS are computed.
         image: The picture that the model saw: a PIL image, an array, a tensor or a file.
         grid_size: Rows and columns of patches, or one number for both.
         alpha: How opaque the map is, 0 to 1.
@@ -72,7 +73,7 @@ def visualize_cls(
     grid = check_grid(grid_size, heads.shape[-1], prefix_tokens)
     picture = to_picture(image)
     region = find_region(picture, crop, transform)
-    rows = heads[:, 0]
+    rows = heads.row(0)
     figure, axes = panels_for(
         len(rows), cols, 2.9, 2.5 * min(picture.height / picture.width, 2.5) + 0.3
     )
@@ -105,7 +106,8 @@ def visualize_rollout(
 
     Args:
         maps: An entry for each layer, as `get_local.cache["Attention.forward"]` holds them: shapes
-            `(head, token, token)` or `(batch, head, token, token)`. Heads are averaged.
+            `(head, token, token)` or `(batch, head, token, token)`. Heads are averaged. Or
+            `AttentionMap`s, as `captured.attention`, which are gone through some rows at a time.
         image: The picture that the model saw: a PIL image, an array, a tensor or a file.
         grid_size: Rows and columns of patches, or one number for both.
         alpha: How opaque the map is, 0 to 1.
@@ -128,20 +130,21 @@ def visualize_rollout(
         OutOfRangeError: A query or an item that does not exist, or options outside of their range.
         PictureError: `image`, `crop` or `transform` can't be used.
     """
-    layers = [heads.mean(axis=0) for heads in layers_of(maps, item)]
+    layers = averages_of(maps, item)
     shapes = {layer.shape for layer in layers}
     if len(shapes) > 1:
         raise ShapeError(
             f"rollout needs maps of one size in all layers, got {sorted(shapes)}: it "
             f"does not reach through windows or merged patches"
         )
-    arrived = rollout(layers, residual=residual)
-    grid = check_grid(grid_size, len(arrived), prefix_tokens)
+    tokens = _tokens(layers[0].shape)
+    grid = check_grid(grid_size, tokens, prefix_tokens)
     if query is not None:
-        query = check_index(query, len(arrived), "query")
+        query = check_index(query, tokens, "query")
     elif prefix_tokens:
         query = 0
-    row = arrived.mean(axis=0) if query is None else arrived[query]
+    counts = np.full(tokens, 1 / tokens) if query is None else np.eye(1, tokens, query)[0]
+    row = rollout_row(layers, counts.astype(layers[0].dtype), residual=residual)
     picture = to_picture(image)
     region = find_region(picture, crop, transform)
     drawn_on = axes_of(ax, 5.2, 4.2 * min(picture.height / picture.width, 2.5) + 0.4)
@@ -155,6 +158,15 @@ def visualize_rollout(
     drawn_on.set_title(title, fontsize="medium")
     show_scale(drawn, drawn_on, "share that arrives")
     return drawn_on
+
+
+def _tokens(shape: tuple[int, ...]) -> int:
+    """Return how many tokens look at each other."""
+    if shape[0] != shape[1]:
+        raise ShapeError(
+            f"rollout takes self-attention, with as many queries as keys; got {shape}, (query, key)"
+        )
+    return shape[0]
 
 
 def _mass_on_prefix(row: Floats, prefix_tokens: int) -> str:

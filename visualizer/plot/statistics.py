@@ -36,7 +36,8 @@ def plot_entropy(
 
     Args:
         maps: An entry for each layer, as `get_local.cache["Attention.forward"]` holds them: shapes
-            `(head, query, key)` or `(batch, head, query, key)`; rows sum to 1.
+            `(head, query, key)` or `(batch, head, query, key)`; rows sum to 1. Or
+            `AttentionMap`s, as `captured.attention`, which are gone through row by row.
         causal: Tokens see only what is before them: query `i` is divided by `log(i + 1)`.
         ax: Where to draw; axes of a new figure if None.
     Returns:
@@ -68,7 +69,8 @@ def plot_attention_distance(
 
     Args:
         maps: An entry for each layer, as `get_local.cache["Attention.forward"]` holds them: shapes
-            `(head, token, token)` or `(batch, head, token, token)`; rows sum to 1.
+            `(head, token, token)` or `(batch, head, token, token)`; rows sum to 1. Or
+            `AttentionMap`s, as `captured.attention`, which are gone through row by row.
         grid_size: Rows and columns of patches, or one number for both; None for text, where the
             distance is in tokens.
         patch_size: Height and width of a patch in pixels, or one number for both; the distance is
@@ -124,7 +126,8 @@ def plot_head_specialization(
 
     Args:
         maps: An entry for each layer, as `get_local.cache["Attention.forward"]` holds them: shapes
-            `(head, token, token)` or `(batch, head, token, token)`; rows sum to 1.
+            `(head, token, token)` or `(batch, head, token, token)`; rows sum to 1. Or
+            `AttentionMap`s, as `captured.attention`, which are gone through row by row.
         grid_size: Rows and columns of patches, or one number for both; None for text.
         prefix_tokens: Tokens before the patches; if None, 1 with a grid and 0 without.
         causal: Tokens see only what is before them.
@@ -159,7 +162,7 @@ def plot_head_specialization(
     return figure
 
 
-def _batches(maps: Any) -> list[Floats]:
+def _batches(maps: Any) -> list[Any]:
     entries = list_of_layers(maps)
     return [every_item(entry, name=f"maps[{index}]") for index, entry in enumerate(entries)]
 
