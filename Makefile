@@ -23,7 +23,7 @@ demo: .venv/demo/ready  ## Draw the attention of the bundled model into visualiz
 
 test:  ## All tests, on every Python found, each in a fresh virtual environment
 	$(PYTHON) tools/everywhere.py --torch-python $(TORCH_PYTHON) $(if $(REQUIRE),--require $(REQUIRE)) \
-		--fresh -- pytest
+		--fresh -- pytest -n auto --dist worksteal
 
 corpus: ## CPython's own tests with every function instrumented, on every Python found (an hour)
 	$(PYTHON) tools/everywhere.py --torch-python $(TORCH_PYTHON) -- python -m tests.corpus cpython
@@ -53,7 +53,7 @@ assets: $(DEV)/ruff  ## The pictures of the README
 	cd build/demo && cp $(ASSETS) ../../assets
 
 notebook: $(DEV)/ruff  ## Run demo.ipynb from top to bottom and store its outputs
-	$(DEV)/python tools/run_notebook.py demo.ipynb
+	PYTHONPATH=tests/stubs $(DEV)/python tools/run_notebook.py demo.ipynb
 
 model: $(DEV)/ruff  ## Train the bundled model anew (ten minutes)
 	$(DEV)/python -m visualizer.demo.train

@@ -25,6 +25,7 @@ def run(path: Path) -> nbformat.NotebookNode:
         kernel_name="python3",
         resources={"metadata": {"path": str(path.resolve().parent)}},
         record_timing=False,
+        coalesce_streams=True,  # else prints of one cell are one output or two, as it happens
     )
     # tqdm, which transformers imports, asks for widgets that nothing here uses.
     client.execute(env={**os.environ, "PYTHONWARNINGS": "ignore:IProgress not found"})

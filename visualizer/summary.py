@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -45,14 +45,10 @@ def print_summary(rows: Iterable[Row], total: int, missing: Iterable[str]) -> No
 
     Layers that only differ by their number share a line.
     """
-    console = Console()
     merged = _merge(rows)
-    if merged:
-        console.print(_table(merged, total))
-    else:
-        console.print("Nothing was captured.")
-    for line in missing:
-        console.print(Text(f"• {line}"))  # as text: paths and messages are no markup
+    table = _table(merged, total) if merged else "Nothing was captured."
+    lines = [Text(f"• {line}") for line in missing]  # as text: paths and messages are no markup
+    Console().print(Group(table, *lines))
 
 
 def entry_rows(what: str, view: Mapping[str, Sequence[Entry]]) -> Iterator[Row]:

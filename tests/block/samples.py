@@ -129,4 +129,5 @@ def changes(before: dict[tuple[Any, ...], Any], after: dict[tuple[Any, ...], Any
 
 
 def _is_ours(name: str) -> bool:
-    return name.split(".")[0] in {"visualizer", "pytest", "_pytest", "tests", "pluggy", "logging"}
+    tools = {"pytest", "_pytest", "pluggy", "logging", "hypothesis", "xdist", "execnet"}
+    return name.split(".")[0] in {"visualizer", "tests", *tools}

@@ -28,7 +28,9 @@ NAME = "SoftmaxAttention.forward"
 
 
 @pytest.mark.parametrize(
-    "target", [SoftmaxAttention.forward, TARGET, SoftmaxAttention().forward], ids=str
+    "target",
+    [SoftmaxAttention.forward, TARGET, SoftmaxAttention().forward],
+    ids=["function", "name", "method"],
 )
 @pytest.mark.parametrize("names", ["attn", ["attn"], ("attn",), {"attn"}])
 def test_a_target_is_a_function_a_name_or_a_method(target: Any, names: Any) -> None:

@@ -189,7 +189,7 @@ class Functions(TorchFunctionMode):
         self.seen: list[Any] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.seen.append(torch.overrides.resolve_name(func) or func)
+        self.seen.append(func)
         return func(*args, **(kwargs or {}))
 
 

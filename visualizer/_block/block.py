@@ -11,7 +11,7 @@ from torch import nn
 
 from visualizer._block.attention_tap import AttentionTap
 from visualizer._block.budget import Budget, in_words
-from visualizer._block.explanation import explain_attention, explain_function, explain_module
+from visualizer._block.explanation import explain_attention, explain_function, explain_modules
 from visualizer._block.locals_tap import LocalsTap
 from visualizer._block.modules_tap import ModulesTap
 from visualizer._block.options import Keep
@@ -109,8 +109,7 @@ class Block:
             found.append(f"recording raised {type(self.error).__name__}: {self.error}")
         for tapped in self.locals.functions:
             found += explain_function(tapped)
-        for path, module in self.modules.modules.items():
-            found += explain_module(path, module)
+        found += explain_modules(self.modules.modules)
         if self.attention is not None:
             found += explain_attention(self.attention, self.model)
         return found

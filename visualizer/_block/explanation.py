@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
 from torch import nn
 
 from visualizer._block.attention_tap import AttentionTap
@@ -9,7 +12,7 @@ from visualizer._block.locals_tap import TappedFunction
 from visualizer._block.modules_tap import TappedModule
 from visualizer._block.sites import Site
 
-__all__ = ["explain_attention", "explain_function", "explain_module"]
+__all__ = ["explain_attention", "explain_function", "explain_modules"]
 
 
 def explain_function(tapped: TappedFunction) -> list[str]:
@@ -37,14 +40,32 @@ def explain_function(tapped: TappedFunction) -> list[str]:
     return found
 
 
-def explain_module(path: str, tapped: TappedModule) -> list[str]:
-    """Say what is missing of a module's outputs."""
-    if tapped.output.calls == 0:
-        return [
-            f"the module {path!r} was never called while the block was open. Modules inside a "
-            f"fused layer are not, and what is called as module.forward(…) is not seen"
-        ]
-    return _troubles(tapped.output) + ([] if tapped.input is None else _troubles(tapped.input))
+def explain_modules(modules: Mapping[str, TappedModule]) -> list[str]:
+    """Say what is missing of modules' outputs; layers that only differ by their number together."""
+    silent: dict[str, list[str]] = {}
+    for path, tapped in modules.items():
+        if tapped.output.calls == 0:
+            silent.setdefault(re.sub(r"\d+", "*", path), []).append(path)
+    found = [
+        f"{_name(paths)} never called while the block was open. {_NOT_SEEN}"
+        for paths in silent.values()
+    ]
+    for tapped in modules.values():
+        found += _troubles(tapped.output)
+        found += [] if tapped.input is None else _troubles(tapped.input)
+    return found
+
+
+_NOT_SEEN = (
+    "Modules inside a fused layer are not, and what is called as module.forward(…) is not seen"
+)
+
+
+def _name(paths: list[str]) -> str:
+    if len(paths) == 1:
+        return f"the module {paths[0]!r} was"
+    more = f" and {len(paths) - 2} more" if len(paths) > 2 else ""
+    return f"the modules {paths[0]!r}, {paths[1]!r}{more} were"
 
 
 def explain_attention(tap: AttentionTap, model: nn.Module | None) -> list[str]:

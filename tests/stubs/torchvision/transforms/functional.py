@@ -1,4 +1,4 @@
-"""Names that timm imports."""
+"""Names that timm and transformers import."""
 
 from enum import Enum
 
@@ -18,3 +18,7 @@ class InterpolationMode(Enum):
 
 def to_tensor(picture):
     return torch.from_numpy(np.array(picture, dtype=np.float32)).permute(2, 0, 1) / 255
+
+
+def pil_to_tensor(picture):
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
