@@ -27,10 +27,8 @@ __all__ = ["AttentionSite", "AttentionTap"]
 
 _SMALL = 2**20
 """Bytes of queries and keys up to which a call may wait."""
-_MOST_WAITING = 16 * 2**20
-"""Bytes of all that wait, while the block is open."""
-_MOST_LEFT = 4 * 2**20
-"""Bytes of what may go on waiting until it is read, when the block is closed."""
+_MOST_WAITING = 64 * 2**20
+"""Bytes of all that wait in a block, and after it."""
 
 _compared: set[Hashable] = set()
 """Kinds of small calls that were found to agree with the model's output, in this process."""
@@ -139,9 +137,7 @@ class AttentionTap:
         What is new among the waiting is held against the output.
         """
         troubles = self._patches.remove()
-        if self._bytes_waiting > _MOST_LEFT:
-            self.catch_up(settle=True)
-        elif self._waiting and self._has_new():
+        if self._waiting and self._has_new():
             self.catch_up()
         return troubles
 

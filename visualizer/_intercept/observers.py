@@ -64,7 +64,7 @@ class Sighting:
         if query is None or key is None:
             return None
         shapes = [None if part is None else part.shape for part in self.parts]
-        module = type(self.module)
+        module = f"{type(self.module).__module__}.{type(self.module).__qualname__}"
         return (self._look, module, query.shape, key.shape, query.dtype, query.device, *shapes)
 
 
