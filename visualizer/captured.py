@@ -89,6 +89,11 @@ def capture(
             f"capture() takes the model, a torch.nn.Module, not {type(model).__name__}. What is "
             f"called in the block is captured: with capture(model) as captured: model(x)"
         )
+    if inputs and not modules:
+        raise TypeError(
+            "capture(inputs=True) takes what modules are called with, and needs to know of which: "
+            "capture(model, modules=[…], inputs=True)"
+        )
     block = Block(
         model,
         locals=locals or {},
@@ -143,6 +148,8 @@ class Captured:
         troubles = self._block.close()
         failure = self._block.find_failure()
         if error is None and failure is not None:
+            for trouble in troubles:
+                failure.add_note(trouble)
             raise failure
         with suppress(CaptureWarning) if error is not None else nullcontext():
             for message in [*troubles, *([] if failure is None else [str(failure)])]:

@@ -439,3 +439,39 @@ def test_an_argument_that_is_hostile_to_being_looked_at() -> None:
 def local_function(x: int) -> int:
     y = x + 1
     return y
+
+
+def test_a_module_that_was_replaced_has_its_path() -> None:
+    model, x = Tiny(2), numbers()
+    with capture(model):
+        model(x)
+    model.blocks[0].attn = Attention()
+    with capture(model) as captured:
+        model(x)
+    assert captured.attention.paths == ["blocks.0.attn", "blocks.1.attn"]
+    model.blocks[0].attn = nn.Identity()  # after the block, and before anything is read
+    with capture(model) as captured:
+        model(x)
+    model.blocks[1].attn = nn.Identity()
+    assert captured.attention.paths == ["blocks.1.attn"]
+    assert len(captured.attention) == 1
+
+
+def test_another_task_of_the_thread_is_not_captured() -> None:
+    import asyncio
+
+    async def captured_one() -> Any:
+        with capture() as captured:
+            await asyncio.sleep(0.01)
+            F.scaled_dot_product_attention(*qkv(tokens=3))
+        return captured
+
+    async def plain_one() -> None:
+        await asyncio.sleep(0.005)
+        F.scaled_dot_product_attention(*qkv(tokens=4))
+
+    async def both() -> Any:
+        return await asyncio.gather(captured_one(), plain_one())
+
+    captured, _ = asyncio.run(both())
+    assert [made.shape[-1] for made in captured.attention] == [3]

@@ -247,3 +247,36 @@ def test_no_tensor_of_ours_is_an_inference_tensor_outside() -> None:
     made = captured.attention[0]
     np.asarray(made), made.entropy(), made.received()
     assert not any(t.is_inference() for t in made.record.tensors())
+
+
+def test_no_graph_is_kept_by_attention_that_returns_its_weights() -> None:
+    """Its second product, of weights and values, once stayed behind in the thread."""
+    module = nn.MultiheadAttention(16, 4, batch_first=True)
+    x = torch.randn(2, 23, 16)
+    with capture(module) as captured:
+        out, weights = module(x, x, x)
+    del out, weights, captured
+    gc.collect()
+    tensors = [each for each in gc.get_objects() if type(each) is Tensor]
+    assert [each for each in tensors if each.shape[-2:] == (23, 23)] == []
+
+
+def test_a_mask_of_inference_mode_beside_tensors_that_are_none() -> None:
+    q, k, v = qkv()
+    with torch.inference_mode():
+        mask = torch.randn(7, 7)
+    with torch.no_grad(), capture() as captured:
+        F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    assert captured.explain() == ""
+    assert captured.attention[0].confirmed is True
+
+
+def test_keys_that_are_more_than_the_queries_are_copied() -> None:
+    """They are a cache, which a later step writes to."""
+    q, _, _ = qkv(tokens=7, heads=2, dim=8)
+    cache, v = torch.randn(1, 2, 9, 8), torch.randn(1, 2, 9, 8)
+    before = expected_map(q, cache)
+    with torch.no_grad(), capture(keep="qk") as captured:
+        F.scaled_dot_product_attention(q, cache, v)
+    cache.zero_()
+    np.testing.assert_allclose(np.asarray(captured.attention[0]), before, atol=1e-6)

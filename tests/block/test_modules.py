@@ -402,3 +402,15 @@ def test_scripted_modules_do_not_break() -> None:
     with capture(scripted, modules=["", "0"]) as captured:
         assert torch.equal(scripted(torch.ones(2)), plain)
     assert captured.explain()
+
+
+def test_lists_of_modules_are_never_called_and_that_is_not_told() -> None:
+    model = Tiny(1)
+    with capture(model, modules=["**"], attention=False) as captured:
+        model(numbers())
+    assert captured.explain() == ""
+
+
+def test_inputs_of_no_modules_are_a_mistake() -> None:
+    with pytest.raises(TypeError, match="inputs=True"):
+        capture(Tiny(1), inputs=True)

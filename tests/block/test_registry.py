@@ -243,3 +243,22 @@ def test_transformers_own_checkpointing_is_recorded_once() -> None:
     assert [(m.layer, m.call, m.step) for m in captured.attention] == [
         (layer, step, step) for step in range(2) for layer in range(2)
     ]
+
+
+def test_an_attention_function_that_can_not_be_hashed() -> None:
+    class Function:
+        __hash__ = None  # type: ignore[assignment]
+
+        def __call__(
+            self, module: Any, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
+        ):
+            return F.scaled_dot_product_attention(query, key, value).transpose(1, 2), None
+
+    AttentionInterface.register("visualizer_unhashable", Function())
+    try:
+        model = make_model("visualizer_unhashable")
+        with torch.no_grad(), capture(model) as captured:
+            model(TOKENS)
+    finally:
+        del AttentionInterface._global_mapping["visualizer_unhashable"]
+    assert [made.source for made in captured.attention] == ["sdpa"] * 2

@@ -115,7 +115,7 @@ class AttentionRecord:
         """Whether the map agrees with the model's output; None where that can't be told."""
         with self._lock:
             try:
-                self._compare(self.settle())
+                self.compare()
             except OverwrittenError:
                 return None
             if self._excess is not None:
@@ -197,14 +197,17 @@ class AttentionRecord:
                 held = own.hold()  # the program has the map itself
         if self.form == "rows" or (self.form == "weights" and own is None):
             self._compare(held)
-            if held.mask is not None and not any(each.is_cuda for each in held.tensors):
+            if held.mask is not None and all(t.device.type == "cpu" for t in held.tensors):
                 self._is_causal = held.mask.is_causal(*self.shape[2:]) or None
             held = _as_rows(held)
         self._confirmed = held.confirmed
         return held
 
-    def _compare(self, held: Held) -> None:
+    def compare(self) -> None:
         """Hold the map against the model's output; on a GPU, without waiting for the result."""
+        self._compare(self.settle())
+
+    def _compare(self, held: Held) -> None:
         if held.check is None or self._is_compared:
             return
         self._is_compared = True
@@ -215,7 +218,8 @@ class AttentionRecord:
 
     def _is_refused(self, held: Held) -> bool:
         self._compare(held)
-        return self._excess is not None and bool(self._excess > 1)
+        excess = self._excess
+        return excess is not None and excess.device.type == "cpu" and bool(excess > 1)
 
 
 def _as_rows(held: Held) -> Held:

@@ -67,8 +67,7 @@ class _Waiting(NamedTuple):
     """A small call that nobody has looked at yet."""
 
     sighting: Sighting
-    place: Place | None
-    step: int | None
+    place: Place
     versions: Versions | None
 
 
@@ -102,8 +101,8 @@ class AttentionTap:
         self.error: Exception | None = None
         self._waiting: list[_Waiting] = []
         self._bytes_waiting = 0
-        self._is_given = places.is_given
         self._let_wait = keep.form in ("auto", "qk") and budget.max_bytes is None
+        self._compared_on_device: list[tuple[AttentionSite, AttentionRecord]] = []
         self._patches = AttentionPatches()
         self._lock = threading.RLock()
 
@@ -139,6 +138,10 @@ class AttentionTap:
         troubles = self._patches.remove()
         if self._waiting and self._has_new():
             self.catch_up()
+        for site, record in self._compared_on_device:
+            if record.confirmed is False and site.refused is None:
+                site.refused = record.name
+        self._compared_on_device.clear()
         return troubles
 
     def _has_new(self) -> bool:
@@ -161,19 +164,16 @@ class AttentionTap:
 
     def on_attention(self, sighting: Sighting) -> None:
         """Keep what was seen, if that is wanted, possible and allowed."""
-        module, place = sighting.module, None
-        if module is None or not self._is_given:
-            place = self._places.find(sys._getframe(1), module)
-            if place is None:
-                self.foreign += 1
-                return
-        step = self._places.step() if place is None else place.step
+        place = self._places.find(sys._getframe(1), sighting.module)
+        if place is None:
+            self.foreign += 1
+            return
         if not (self._let_wait and _can_wait(sighting)):
             self.catch_up()  # calls stay in their order
-            self._look(_Waiting(sighting, place, step, None), settle=True)
+            self._look(_Waiting(sighting, place, None), settle=True)
             return
         with self._lock:
-            self._waiting.append(_Waiting(sighting, place, step, Versions(sighting)))
+            self._waiting.append(_Waiting(sighting, place, Versions(sighting)))
             self._bytes_waiting += 4 * sighting.tensors[0].nbytes  # type: ignore[union-attr]
         if self._bytes_waiting > _MOST_WAITING:
             self.catch_up(settle=True)
@@ -198,14 +198,8 @@ class AttentionTap:
 
     def _look(self, waiting: _Waiting, *, settle: bool) -> None:
         sighting = waiting.sighting
-        observation = sighting.look()
-        place = waiting.place
-        if place is None:
-            place = self._places.find(None, sighting.module)
-            if place is None:
-                self.foreign += 1
-                return
-            place = place._replace(step=waiting.step)
+        observation, place = sighting.look(), waiting.place
+        observation.module = None  # it need not live as long as the map
         reason = observation.why_no_value()
         if reason is not None:
             key = ("attention" if place.module_path is None else place.module_path, reason)
@@ -254,7 +248,8 @@ class AttentionTap:
             return "qk"
         observation = seen.observation
         size, rows = observation.nbytes()
-        if isinstance(observation, QueryKeyObservation) and size <= rows:
+        masked = isinstance(observation, QueryKeyObservation) and observation.mask.tensors()
+        if masked and isinstance(observation, QueryKeyObservation) and size <= rows:
             size += self._budget.new_bytes(observation.mask.tensors())
         return "rows" if rows < size else "qk"
 
@@ -263,9 +258,13 @@ class AttentionTap:
     ) -> None:
         """Settle a call; the first of its kind is held against the output at once."""
         held = record.settle()
-        if seen.kind in site.compared or any(tensor.is_cuda for tensor in held.tensors):
-            return  # a GPU is not waited for; reading the map compares
+        if seen.kind in site.compared:
+            return
         site.compared.add(seen.kind)
+        if any(tensor.device.type != "cpu" for tensor in held.tensors):
+            record.compare()  # the device is not waited for; the end of the block is
+            self._compared_on_device.append((site, record))
+            return
         confirmed = record.confirmed
         if confirmed is False:
             site.refused = record.name
@@ -329,6 +328,8 @@ def _can_wait(sighting: Sighting) -> bool:
         return False
     if any(tensor is not None and tensor.nbytes > _SMALL for tensor in sighting.tensors[4:]):
         return False
-    if output.requires_grad or query.is_inference() or key.is_inference():
+    if output.requires_grad or any(t.is_inference() for t in (query, key, value, output)):
+        return False
+    if any(part is not None and part.is_inference() for part in sighting.parts):
         return False
     return not any(pins_more(tensor) for tensor in (query, key, *sighting.parts))

@@ -121,22 +121,23 @@ class Block:
 
     def find_failure(self) -> VisualizerError | None:
         """Return what leaving the block raises: a site that was refused, or is over the limit."""
-        refused = [] if self.attention is None else self.attention.sites_so_far()
-        for site in refused:
-            if site.refused is not None:
+        attending = [] if self.attention is None else self.attention.sites_so_far()
+        for each in attending:
+            if each.refused is not None:
                 return MapRefusedError(
-                    f"{site.refused} disagrees with what the model computed, so that module was "
+                    f"{each.refused} disagrees with what the model computed, so that module was "
                     f"not captured any further; the rest of the capture is readable. Did something "
                     f"between model and kernel change query, key, mask or scale?"
                 )
-        stopped = [site.name for site in self._sites() if site.over_budget is not None]
-        stopped += [site.name for site in refused if site.over_budget is not None]
+        stopped = [(site.name, site.over_budget) for site in self._sites() if site.over_budget]
+        stopped += [(each.name, each.over_budget) for each in attending if each.over_budget]
         if not stopped:
             return None
-        some = ", ".join(map(repr, stopped[:3])) + (" and others" if len(stopped) > 3 else "")
+        some = ", ".join(repr(name) for name, _ in stopped[:3])
+        some += " and others" if len(stopped) > 3 else ""
         return CaptureBudgetError(
             f"the capture reached its limit of {in_words(self.budget.max_bytes or 0)}: {some} "
-            f"stopped recording. The model ran on, and what was taken before, "
+            f"stopped recording ({stopped[0][1]}). The model ran on, and what was taken before, "
             f"{in_words(self.budget.used)}, is readable. Raise max_bytes, capture less of the "
             f"model, or keep less of it: keep='last', or every n-th call with keep=n"
         )

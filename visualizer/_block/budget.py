@@ -32,25 +32,31 @@ class Budget:
     """
 
     def __init__(self, max_bytes: int | None) -> None:
-        if max_bytes is not None and (isinstance(max_bytes, bool) or not max_bytes > 0):
+        is_number = isinstance(max_bytes, int | float) and not isinstance(max_bytes, bool)
+        if max_bytes is not None and not (is_number and max_bytes > 0):
             raise OutOfRangeError(
                 f"max_bytes is {max_bytes!r}; expected a positive number of bytes, such as "
                 f"2 * 2**30 for 2 GiB, or None for no limit"
             )
         self.max_bytes = max_bytes
         self._values = 0
-        self._records: list[HoldsTensors] = []
-        self._lock = threading.Lock()
+        self._records: dict[int, tuple[HoldsTensors, dict[int, int]]] = {}
+        self._storages: dict[int, tuple[int, int]] = {}  # by address: bytes, holders
+        self._held = 0
+        self._lock = threading.RLock()
 
     @property
     def used(self) -> int:
         """How many bytes are held."""
-        tensors = (tensor for record in self._records for tensor in record.tensors())
-        return self._values + sum(_storages(tensors).values())
+        with self._lock:
+            records = [record for record, _ in self._records.values()]
+        return self._values + sum(
+            _storages(tensor for record in records for tensor in record.tensors()).values()
+        )
 
     def has_room(self, size: int) -> bool:
         """Tell whether so many bytes more are allowed."""
-        return self.max_bytes is None or self.used + size <= self.max_bytes
+        return self.max_bytes is None or self._values + self._held + size <= self.max_bytes
 
     def add_value(self, value: object) -> None:
         """Count a copied value."""
@@ -64,23 +70,35 @@ class Budget:
 
     def new_bytes(self, tensors: Iterable[Tensor]) -> int:
         """Return how many bytes tensors would add."""
-        known = _storages(tensor for record in self._records for tensor in record.tensors())
-        return sum(size for place, size in _storages(tensors).items() if place not in known)
+        found = _storages(tensors)
+        return sum(size for place, size in found.items() if place not in self._storages)
 
     def own_bytes(self, record: HoldsTensors) -> int:
         """Return how many bytes would be free without a record."""
-        others = (each.tensors() for each in self._records if each is not record)
-        known = _storages(tensor for tensors in others for tensor in tensors)
-        held = _storages(record.tensors())
-        return sum(size for place, size in held.items() if place not in known)
+        _, held = self._records[id(record)]
+        return sum(size for place, size in held.items() if self._storages[place][1] == 1)
 
     def add_record(self, record: HoldsTensors) -> None:
-        """Count what an attention record keeps, now and when it is settled."""
-        self._records.append(record)
+        """Count what an attention record keeps."""
+        with self._lock:
+            held = _storages(record.tensors())
+            self._records[id(record)] = record, held
+            for place, size in held.items():
+                size, holders = self._storages.get(place, (size, 0))
+                self._storages[place] = size, holders + 1
+                self._held += 0 if holders else size
 
     def drop_record(self, record: HoldsTensors) -> None:
         """Count it no more."""
-        self._records.remove(record)
+        with self._lock:
+            _, held = self._records.pop(id(record))
+            for place in held:
+                size, holders = self._storages[place]
+                if holders > 1:
+                    self._storages[place] = size, holders - 1
+                else:
+                    del self._storages[place]
+                    self._held -= size
 
 
 def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:

@@ -44,7 +44,7 @@ def explain_modules(modules: Mapping[str, TappedModule]) -> list[str]:
     """Say what is missing of modules' outputs; layers that only differ by their number together."""
     silent: dict[str, list[str]] = {}
     for path, tapped in modules.items():
-        if tapped.output.calls == 0:
+        if tapped.output.calls == 0 and not tapped.is_container:
             silent.setdefault(re.sub(r"\d+", "*", path), []).append(path)
     found = [
         f"{_name(paths)} never called while the block was open. {_NOT_SEEN}"
@@ -71,7 +71,7 @@ def _name(paths: list[str]) -> str:
 def explain_attention(tap: AttentionTap, model: nn.Module | None) -> list[str]:
     """Say what is missing of attention."""
     found = []
-    for (where, reason), times in tap.unseen.items():
+    for (where, reason), times in list(tap.unseen.items()):
         found.append(f"attention of {where!r} was out of sight {times}×, because {reason}")
     for where, reason in [] if model is None else tap.find_kept_functions(model):
         found.append(f"attention of {where!r} was out of sight: {reason}")

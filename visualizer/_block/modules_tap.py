@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -23,12 +24,14 @@ class TappedModule:
     Attributes:
         output: Where they are kept.
         input: Where its inputs are kept; None if they are not wanted.
+        is_container: It has no forward of its own, as a `ModuleList`, and is never called.
         layer: What `{layer}` stood for, or the place in order of appearance.
     """
 
     def __init__(self, path: str, layer: int | None, inputs: bool) -> None:
         self.path = path
         self.layer = layer
+        self.is_container = False
         name = path or "the model"
         self.output = Site("output", f"the output of {name}")
         self.input = Site("input", f"the inputs of {name}") if inputs else None
@@ -59,6 +62,10 @@ class ModulesTap:
         self, wanted: Sequence[str], places: Places, recorder: SiteRecorder, *, inputs: bool
     ) -> None:
         self._recorder, self._places = recorder, places
+        if not isinstance(wanted, Iterable):
+            raise TypeError(
+                f"modules is {wanted!r}; expected paths or patterns, such as 'blocks.*'"
+            )
         asked = [wanted] if isinstance(wanted, str) else list(wanted)
         if asked and not places.is_given:
             raise TypeError(
@@ -81,6 +88,8 @@ class ModulesTap:
         tapped = self.modules.get(path)
         if tapped is None:
             tapped = self.modules[path] = TappedModule(path, layer, inputs)
+            forward = inspect.getattr_static(type(module), "forward", None)
+            tapped.is_container = forward is vars(nn.Module)["forward"]
         elif tapped.layer is None:
             tapped.layer = layer
         self._by_identity[identity(module)] = tapped

@@ -76,14 +76,16 @@ class _Root:
     counter: Any = field(default_factory=itertools.count)
     running: _Running = field(default_factory=_Running)
     last: int | None = None
+    is_fresh: bool = False
 
     def path_of(self, place: int) -> str | None:
         """Return the path of a module; None where it is none of the model's."""
         path, model = self.paths.get(place), self.model()
-        if path is not None and model is not None and not _is_at(model, path, place):
-            self.paths = _paths_of(model)
-            path = self.paths.get(place)
-        return path
+        if model is None or (path is not None and _is_at(model, path, place)):
+            return path
+        if path is not None or not self.is_fresh:  # modules were replaced, perhaps
+            self.paths, self.is_fresh = _paths_of(model), True
+        return self.paths.get(place)
 
     def begin(self) -> None:
         self.last = next(self.counter)

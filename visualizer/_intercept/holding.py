@@ -16,15 +16,16 @@ _SLACK = 1.05
 """How much larger than a tensor its storage may be before a copy is the cheaper thing to keep."""
 
 
-def hold(tensor: Tensor) -> Tensor:
+def hold(tensor: Tensor, *, copy: bool = False) -> Tensor:
     """Return a tensor that stays readable, without its autograd graph.
 
     It is the program's own memory, and its `_version` tells whether that was written to. It is a
     copy where there is no `_version` (inference mode) and where the storage is much larger than
-    the tensor, as with a part of a fused projection, which would keep the rest alive.
+    the tensor, as with a part of a fused projection, which would keep the rest alive. And where it
+    is asked for: more keys than queries are a cache, which is written to in place.
     """
     kept = tensor.detach()
-    if kept.is_inference():
+    if copy or kept.is_inference():
         return kept.clone()
     return kept.clone() if pins_more(kept) else kept
 

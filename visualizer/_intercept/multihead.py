@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from visualizer._intercept.observation import FourAxes, QueryKeyObservation
-from visualizer._intercept.observers import Sighting
+from visualizer._intercept.observers import Sighting, find_observers
 from visualizer.attention import Mask
 
 __all__ = ["find_multi_head", "make_baddbmm", "make_bmm"]
@@ -41,7 +41,19 @@ class _Product(NamedTuple):
 
 
 class _Last(threading.local):
+    """The product that waits for its softmax, and the frame that made it.
+
+    A call makes two products; the second one is of the weights and the values.
+    """
+
     product: _Product | None = None
+    frame: int | None = None
+
+    def note(self, frame: FrameType, product: _Product) -> None:
+        if self.frame == id(frame):
+            self.frame = None
+        elif find_observers():
+            self.frame, self.product = id(frame), product
 
 
 _last = _Last()
@@ -52,8 +64,9 @@ def make_bmm(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(original)
     def bmm(*args: Any, **kwargs: Any) -> Tensor:
-        if sys._getframe(1).f_code is _MULTI_HEAD and len(args) == 2:
-            _last.product = _Product(None, *args)
+        frame = sys._getframe(1)
+        if frame.f_code is _MULTI_HEAD and len(args) == 2:
+            _last.note(frame, _Product(None, *args))
         return original(*args, **kwargs)
 
     return bmm
@@ -64,8 +77,9 @@ def make_baddbmm(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(original)
     def baddbmm(*args: Any, **kwargs: Any) -> Tensor:
-        if sys._getframe(1).f_code is _MULTI_HEAD and len(args) == 3:
-            _last.product = _Product(*args)
+        frame = sys._getframe(1)
+        if frame.f_code is _MULTI_HEAD and len(args) == 3:
+            _last.note(frame, _Product(*args))
         return original(*args, **kwargs)
 
     return baddbmm

@@ -7,7 +7,7 @@ forward. All that is to be computed waits for `hold`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -146,7 +146,7 @@ class QueryKeyObservation(Observation):
         output = found.output
         call = AttentionCall(
             hold(_as_computed(found.query, output)),
-            hold(_as_computed(found.key, output)),
+            hold(_as_computed(found.key, output), copy=self.shape[3] > self.shape[2]),
             scale=self.scale,
             mask=self.mask,
             softcap=self.softcap,
@@ -195,11 +195,6 @@ class WeightsObservation(Observation):
     def hold(self) -> Held:
         kept = keep(self.weights)
         return Held(lambda: kept.read()[0], kept.tensors, confirmed=self.confirmed)
-
-
-def present(tensors: FourAxes) -> Iterator[Tensor]:
-    """Yield those tensors that there are."""
-    return (tensor for tensor in tensors if tensor is not None)
 
 
 def _as_computed(tensor: Tensor, output: Tensor) -> Tensor:

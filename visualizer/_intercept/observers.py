@@ -102,43 +102,54 @@ class Observer(Protocol):
         """Telling it raised."""
 
 
-_own: ContextVar[tuple[Observer, ...]] = ContextVar("visualizer_observers", default=())
-_open: list[Observer] = []
+class _Slot:
+    """An observer's place in a context, which a task that goes on may keep long after the block."""
+
+    __slots__ = ("observer", "thread")
+
+    def __init__(self, observer: Observer) -> None:
+        self.observer: Observer | None = observer
+        self.thread = threading.get_ident()
+
+
+_own: ContextVar[tuple[_Slot, ...]] = ContextVar("visualizer_observers", default=())
+_open: list[_Slot] = []
 _lock = threading.RLock()
 
 
 def open_observer(observer: Observer) -> None:
     """Tell an observer of what happens in this context, and in threads that have none."""
+    slot = _Slot(observer)
     with _lock:
         observer.is_open = True
-        _open.append(observer)
-    _own.set((*_live(), observer))
+        _open.append(slot)
+    _own.set((*(each for each in _own.get() if each.observer is not None), slot))
 
 
 def shut_observer(observer: Observer) -> None:
     """Tell it no more, from whichever context this is called."""
     with _lock:
         observer.is_open = False
-        if observer in _open:
-            _open.remove(observer)
-    if observer in _own.get():
-        _own.set(_live())
+        for slot in [slot for slot in _open if slot.observer is observer]:
+            slot.observer = None
+            _open.remove(slot)
+    _own.set(tuple(each for each in _own.get() if each.observer is not None))
 
 
 def find_observers() -> tuple[Observer, ...]:
-    """Return who is to be told of what this thread does now."""
+    """Return who is to be told of what this thread does now.
+
+    The observers of its context; in a thread that has none, such as those of DataParallel, all that
+    other threads have opened.
+    """
     if not _open or is_unobserved():
         return ()
-    return _live() or tuple(_open)
-
-
-def _live() -> tuple[Observer, ...]:
-    """Return this context's observers; those that were shut from elsewhere are still among them."""
-    own = _own.get()
-    for observer in own:
-        if not observer.is_open:
-            return tuple(observer for observer in own if observer.is_open)
-    return own
+    own = [slot.observer for slot in _own.get() if slot.observer is not None]
+    if own:
+        return tuple(own)
+    here = threading.get_ident()
+    others = [slot.observer for slot in _open if slot.thread != here]
+    return tuple(observer for observer in others if observer is not None)
 
 
 class _Depth(threading.local):

@@ -79,7 +79,7 @@ class _ProjectedObservation(Observation):
     weights: tuple[Tensor, Tensor, Tensor, Tensor]
     mask: Tensor | None
     mask_type: int | None
-    lengths: Tensor | None
+    lengths: list[int] | None
     rest: _Rest | None = None
 
     def why_no_value(self) -> str | None:
@@ -96,7 +96,7 @@ class _ProjectedObservation(Observation):
         rest = () if self.rest is None else self.rest.tensors
         kept = keep(self.x, *self.weights, *rest)
         layer = _Layer(kept, self.heads, self._mask(), self.rest)
-        shortest = self.shape[2] if self.lengths is None else int(self.lengths.min())
+        shortest = self.shape[2] if self.lengths is None else min(self.lengths)
         rows = some_rows(shortest)
         got = self.output[:, rows].detach().clone()
         check = _LayerCheck(layer, rows, got) if got.numel() else None
@@ -109,7 +109,7 @@ class _ProjectedObservation(Observation):
 
     def _mask(self) -> Mask:
         if self.lengths is not None:
-            return _within(self.lengths, self.shape[2])
+            return _within(torch.tensor(self.lengths, device=self.x.device), self.shape[2])
         if self.mask is None:
             return Mask()
         hidden = self.mask if self.mask.dtype == torch.bool else self.mask != 0
@@ -284,7 +284,7 @@ def _observe_layer(
     lengths = None
     if x.is_nested:
         with unobserved(x.device.type):
-            lengths = torch.tensor([len(item) for item in x.unbind()], device=x.device)
+            lengths = [len(item) for item in x.unbind()]
             x, output = x.to_padded_tensor(0.0), output.to_padded_tensor(0.0)
     batch, tokens = x.shape[:2]
     return _ProjectedObservation(

@@ -45,7 +45,6 @@ def make_get_interface(original: Callable[..., Any]) -> Callable[..., Any]:
     return get_interface
 
 
-@functools.lru_cache(maxsize=256)
 def _observed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     """Return a function that does the same, and tells of it."""
     observe = _find_observe(function, name)
@@ -69,7 +68,11 @@ def _observed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
                 (result, module, query, key, *args),
                 kwargs,
                 (query, key, value, *results[:2]),
-                (mask if isinstance(mask, Tensor) else None, kwargs.get("position_bias")),
+                (
+                    mask if isinstance(mask, Tensor) else None,
+                    kwargs.get("position_bias"),
+                    kwargs.get("s_aux"),
+                ),
                 module,
             )
         )
