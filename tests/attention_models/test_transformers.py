@@ -205,3 +205,26 @@ def test_autocast(name: str) -> None:
     assert [made.confirmed for made in captured.attention] == [True] * family.calls
     for made in captured.attention:
         np.testing.assert_allclose(np.asarray(made).sum(-1), 1, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("name", ["bert", "llama", "qwen2", "gemma2", "clip"])
+def test_flex_attention(name: str, padded: bool) -> None:
+    """Its BlockMask is written out; what the map has is eager attention's."""
+    family = FAMILIES[name]
+    model, inputs = build(family, "flex_attention"), family.inputs(padded)
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        plain = model(**inputs)
+        with visualizer.capture(model) as captured:
+            output = model(**inputs)
+    for before, after in zip(tensors_of(plain), tensors_of(output), strict=True):
+        assert torch.equal(before, after)
+    assert len(captured.attention) == family.calls, captured.explain()
+    eager = eager_weights(family, padded, torch.float32)
+    exact = eager_weights(family, padded, torch.float64)
+    seeing = rows_that_see(family, padded)
+    for made, expected, true in zip(captured.attention, eager, exact, strict=True):
+        assert (made.source, made.confirmed) == ("flex_attention", True)
+        allowed = max(1e-5, largest_error(expected, true, seeing))
+        assert largest_error(np.asarray(made), expected, seeing) <= allowed

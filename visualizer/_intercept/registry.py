@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from visualizer._intercept.block_mask import is_too_large, to_mask
 from visualizer._intercept.observation import FourAxes, Observation, QueryKeyObservation
 from visualizer._intercept.observers import Sighting, count_told, depth, find_observers
 from visualizer._intercept.telling import refuse, tell
@@ -152,12 +153,18 @@ def _observe_flex(
     *_: Any,
     **options: Any,
 ) -> Observation:
-    if attention_mask is not None and not isinstance(attention_mask, Tensor):
-        reason = "its mask is a BlockMask, a function that says which keys are seen"
+    is_block = attention_mask is not None and not isinstance(attention_mask, Tensor)
+    if is_block and is_too_large(attention_mask, query.shape[2], key.shape[2]):
+        reason = "its BlockMask has too many queries and keys to be written out"
         return Observation(source=_FLEX, module=module, refusal=reason)
+    bias, given = options.get("position_bias"), None if is_block else attention_mask
     return QueryKeyObservation(
-        **_common(_FLEX, module, query, key, value, result[0], attention_mask, options),
-        make_mask=lambda: _eager_mask(attention_mask, key, options.get("position_bias")),
+        **_common(_FLEX, module, query, key, value, result[0], given, options),
+        make_mask=lambda: (
+            _with_bias(to_mask(attention_mask, query, key), bias)
+            if is_block
+            else _eager_mask(attention_mask, key, bias)
+        ),
         sinks=options.get("s_aux"),
     )
 
