@@ -25,8 +25,8 @@ from visualizer.errors import OverwrittenError
 
 __all__ = ["AttentionSite", "AttentionTap"]
 
-_SMALL = 2**20
-"""Bytes of queries and keys up to which a call may wait."""
+_SMALL = 2**18
+"""Bytes of queries up to which a call may wait."""
 _MOST_WAITING = 64 * 2**20
 """Bytes of all that wait in a block, and after it."""
 
