@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from visualizer._intercept.observation import FourAxes, QueryKeyObservation
-from visualizer._intercept.observers import Sighting, find_observers
+from visualizer._intercept.observers import Sighting, depth, find_observers
 from visualizer.attention import Mask
 
 __all__ = ["find_multi_head", "make_baddbmm", "make_bmm"]
@@ -50,9 +50,9 @@ class _Last(threading.local):
     frame: int | None = None
 
     def note(self, frame: FrameType, product: _Product) -> None:
-        if self.frame == id(frame):
+        if self.frame == id(frame) and self.product is None:  # its softmax has come
             self.frame = None
-        elif find_observers():
+        elif depth.inside == 0 and find_observers():
             self.frame, self.product = id(frame), product
 
 

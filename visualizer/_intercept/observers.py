@@ -19,6 +19,7 @@ __all__ = [
     "AttentionObserver",
     "Observer",
     "Sighting",
+    "call_inside",
     "count_told",
     "depth",
     "find_observers",
@@ -166,6 +167,15 @@ class _Depth(threading.local):
 
 
 depth = _Depth()
+
+
+def call_inside(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function that is observed as a whole."""
+    depth.inside += 1
+    try:
+        return function(*args, **kwargs)
+    finally:
+        depth.inside -= 1
 
 
 def count_told() -> int:

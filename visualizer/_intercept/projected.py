@@ -20,7 +20,7 @@ from visualizer._intercept.check import compare, indices, score_size, some_rows
 from visualizer._intercept.frames import innermost_module
 from visualizer._intercept.holding import Kept, keep, why_no_value
 from visualizer._intercept.observation import Held, Observation
-from visualizer._intercept.observers import Sighting, depth
+from visualizer._intercept.observers import Sighting, call_inside, depth
 from visualizer._intercept.telling import tell
 from visualizer.attention import AttentionCall, Mask
 from visualizer.attention.rows import weights_of_rows
@@ -185,11 +185,7 @@ def make_native_multi_head(original: Callable[..., Any]) -> Callable[..., Any]:
     def _native_multi_head_attention(*args: Any, **kwargs: Any) -> Any:
         if depth.inside:
             return original(*args, **kwargs)
-        depth.inside += 1
-        try:
-            result = original(*args, **kwargs)
-        finally:
-            depth.inside -= 1
+        result = call_inside(original, *args, **kwargs)
         tell(Sighting(_observe_native, (result[0], *args), kwargs))
         return result
 
@@ -203,11 +199,7 @@ def make_encoder_layer(original: Callable[..., Any]) -> Callable[..., Any]:
     def _transformer_encoder_layer_fwd(*args: Any, **kwargs: Any) -> Any:
         if depth.inside:
             return original(*args, **kwargs)
-        depth.inside += 1
-        try:
-            result = original(*args, **kwargs)
-        finally:
-            depth.inside -= 1
+        result = call_inside(original, *args, **kwargs)
         layer = innermost_module(sys._getframe(1))
         attention = getattr(layer, "self_attn", layer)  # which does not run, but has the path
         tell(Sighting(_observe_encoder, (result, attention, *args), kwargs, module=attention))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from visualizer._intercept.block_mask import is_too_large, to_mask
 from visualizer._intercept.observation import FourAxes, Observation, QueryKeyObservation
-from visualizer._intercept.observers import Sighting, count_told, depth, find_observers
+from visualizer._intercept.observers import Sighting, call_inside, count_told, depth, find_observers
 from visualizer._intercept.telling import refuse, tell
 from visualizer.attention import Mask
 
@@ -55,11 +55,7 @@ def _observed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     def call(module: Any, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
         if depth.inside:
             return function(module, query, key, *args, **kwargs)
-        depth.inside += 1
-        try:
-            result = function(module, query, key, *args, **kwargs)
-        finally:
-            depth.inside -= 1
+        result = call_inside(function, module, query, key, *args, **kwargs)
         value = args[0] if args else kwargs.get("value")
         mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
         results = result if isinstance(result, tuple) else ()

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from visualizer._intercept.observation import FourAxes, Observation, QueryKeyObservation
-from visualizer._intercept.observers import Sighting, depth
+from visualizer._intercept.observers import Sighting, call_inside, depth
 from visualizer._intercept.telling import tell
 from visualizer.attention import Mask
 
@@ -26,11 +26,7 @@ def make_sdpa(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     ) -> Tensor:
         if depth.inside:
             return original(query, key, value, *args, **kwargs)
-        depth.inside += 1
-        try:
-            output = original(query, key, value, *args, **kwargs)
-        finally:
-            depth.inside -= 1
+        output = call_inside(original, query, key, value, *args, **kwargs)
         if isinstance(output, Tensor):
             mask = args[0] if args else kwargs.get("attn_mask")
             seen, given = (query, key, value, output), (output, query, key, value, *args)

@@ -19,7 +19,7 @@ from torch.nn import functional
 from visualizer._intercept.frames import modules_on_stack
 from visualizer._intercept.multihead import find_multi_head
 from visualizer._intercept.observation import Observation, WeightsObservation
-from visualizer._intercept.observers import Sighting, depth, find_observers
+from visualizer._intercept.observers import Sighting, call_inside, depth, find_observers
 from visualizer._intercept.telling import is_graph_recorded, tell, tell_errors
 from visualizer.attention.unobserved import unobserved
 
@@ -35,11 +35,7 @@ def make_softmax(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def softmax(*args: Any, **kwargs: Any) -> Tensor:
         if depth.inside or not find_observers():
             return original(*args, **kwargs)
-        depth.inside += 1
-        try:
-            weights = original(*args, **kwargs)
-        finally:
-            depth.inside -= 1
+        weights = call_inside(original, *args, **kwargs)
         if isinstance(weights, Tensor) and not is_graph_recorded():
             with tell_errors():
                 dim = kwargs.get("dim", args[1] if len(args) > 1 else None)

@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import math
-import operator
 from typing import Any
 
+from visualizer._grids import rows_and_columns
 from visualizer.errors import ShapeError
 
 __all__ = ["Grid", "check_grid", "rows_and_columns"]
 
 Grid = int | tuple[int, int]
-
-
-def rows_and_columns(grid: Any) -> tuple[int, int]:
-    """Return a grid as `(rows, columns)`; one number stands for both.
-
-    Raises:
-        ShapeError: It is neither a positive number nor a pair of them.
-    """
-    pair = tuple(grid) if isinstance(grid, list | tuple) else (grid, grid)
-    try:
-        rows, columns = (operator.index(number) for number in pair)
-    except (TypeError, ValueError):
-        rows = columns = 0
-    if rows < 1 or columns < 1:
-        raise ShapeError(f"a grid is a number of patches or (rows, columns), got {grid!r}")
-    return rows, columns
 
 
 def check_grid(grid: Any, tokens: int, prefix_tokens: int = 0) -> tuple[int, int]:

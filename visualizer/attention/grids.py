@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from visualizer._grids import rows_and_columns
 from visualizer.errors import OutOfRangeError, ShapeError
 
 __all__ = ["token_places"]
@@ -31,7 +31,7 @@ def token_places(
         raise OutOfRangeError(
             f"prefix_tokens is {prefix_tokens}, and there are {tokens} tokens in all"
         )
-    rows, columns = (1, tokens - prefix_tokens) if grid is None else _sides(grid)
+    rows, columns = (1, tokens - prefix_tokens) if grid is None else rows_and_columns(grid)
     if rows * columns + prefix_tokens != tokens:
         raise ShapeError(
             f"{tokens} tokens don't fit a grid of {rows}×{columns} = {rows * columns} patches and "
@@ -40,14 +40,3 @@ def token_places(
         )
     down, right = np.indices((rows, columns), dtype=np.float64)
     return np.stack([down.ravel(), right.ravel()], axis=-1) * np.asarray(patch_size, np.float64)
-
-
-def _sides(grid: Any) -> tuple[int, int]:
-    pair = tuple(grid) if isinstance(grid, list | tuple) else (grid, grid)
-    try:
-        rows, columns = (operator.index(number) for number in pair)
-    except (TypeError, ValueError):
-        rows = columns = 0
-    if rows < 1 or columns < 1:
-        raise ShapeError(f"a grid is a number of patches or (rows, columns), got {grid!r}")
-    return rows, columns
