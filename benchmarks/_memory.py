@@ -112,11 +112,21 @@ def _entropy(tokens: int) -> Callable[[], Any]:
     return captured_map(tokens).entropy
 
 
+def _relevance(name: str, tokens: int) -> Callable[[], Any]:
+    from benchmarks import _attention_relevance
+
+    make: Callable[[int], Callable[[], Any]] = getattr(_attention_relevance, name)
+    make(64)()
+    return make(tokens)
+
+
 WORK: dict[str, Callable[[int], Callable[[], Any]]] = {
     "plain": lambda tokens: _forward("sdpa", tokens),
     "captured": _captured,
     "eager": lambda tokens: _forward("eager", tokens, output_attentions=True),
     "entropy": _entropy,
+    "relevance": lambda tokens: _relevance("captured_row", tokens),
+    "eager relevance": lambda tokens: _relevance("eager_row", tokens),
 }
 """Each makes what is measured."""
 

@@ -58,8 +58,10 @@ def make_llama(attention: str = "sdpa", *, layers: int = 2, tokens: int = 4096) 
     return model
 
 
-def make_bert(hidden: int, heads: int) -> nn.Module:
-    """Return a BERT of 12 layers."""
+def make_bert(
+    hidden: int, heads: int, attention: str = "sdpa", *, layers: int = 12, tokens: int = 512
+) -> nn.Module:
+    """Return a BERT for so many tokens; its weights do not depend on how it attends."""
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(0)
@@ -67,8 +69,10 @@ def make_bert(hidden: int, heads: int) -> nn.Module:
         vocab_size=_VOCABULARY,
         hidden_size=hidden,
         intermediate_size=4 * hidden,
-        num_hidden_layers=12,
+        num_hidden_layers=layers,
         num_attention_heads=heads,
+        max_position_embeddings=max(512, tokens),
+        attn_implementation=attention,
     )
     model: nn.Module = BertModel(config).eval()
     return model

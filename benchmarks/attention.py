@@ -43,6 +43,7 @@ _PARTS: Final = {
     "held": _Part("_attention_held:held_rows", 4096),
     "row": _Part("_attention_row:row_rows", 32768),
     "entropy": _Part("_attention_entropy:entropy_rows", 16384, runs=5),
+    "relevance": _Part("_attention_relevance:relevance_rows", 4096, runs=5),
     # the last, since torchlens leaves torch's functions wrapped
     "torchlens": _Part("_attention_torchlens:torchlens_rows", 2048, runs=5),
 }

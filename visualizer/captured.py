@@ -44,6 +44,7 @@ def capture(
     modules: str | Sequence[str] = (),
     attention: bool = True,
     inputs: bool = False,
+    gradients: bool = False,
     keep: Any = "auto",
     max_bytes: int | None = None,
 ) -> Captured:
@@ -59,6 +60,8 @@ def capture(
             for any number, `{layer}` for a number that becomes the entry's layer.
         attention: Take every attention call, fused or not, as an `AttentionMap`.
         inputs: Take what these modules are called with, too.
+        gradients: Keep what the gradients of attention maps are computed from, once a backward
+            pass has come, in the block or after it: `m.gradient()` has them.
         keep: "all", "last", or a number n for every n-th call of a site; for attention "auto"
             (queries and keys, or rows, whichever is smaller), "qk", "rows" (the weights of each
             query, computed at once) or "weights" (the model's own map, where it computes one). A
@@ -94,12 +97,18 @@ def capture(
             "capture(inputs=True) takes what modules are called with, and needs to know of which: "
             "capture(model, modules=[…], inputs=True)"
         )
+    if gradients and not attention:
+        raise TypeError(
+            "capture(gradients=True, attention=False) has nothing to take gradients of: they are "
+            "those of attention maps"
+        )
     block = Block(
         model,
         locals=locals or {},
         modules=modules,
         attention=attention,
         inputs=inputs,
+        gradients=gradients,
         keep=keep,
         max_bytes=max_bytes,
     )

@@ -16,6 +16,7 @@ __all__ = [
     "MapTooLargeError",
     "MissingDependencyError",
     "ModelError",
+    "NoGradientError",
     "NotInstrumentableError",
     "NotWeightsError",
     "OutOfRangeError",
@@ -113,6 +114,10 @@ class MapTooLargeError(VisualizerError, MemoryError):
 
 class MapRefusedError(VisualizerError, RuntimeError):
     """An attention map can't be rebuilt exactly, or disagrees with the model's own output."""
+
+
+class NoGradientError(VisualizerError, RuntimeError):
+    """The gradient of an attention map was asked for, and there is none."""
 
 
 class OverwrittenError(VisualizerError, RuntimeError):

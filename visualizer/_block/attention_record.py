@@ -8,10 +8,11 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+from visualizer._block.attention_gradient import CallGradient
 from visualizer._block.places import Place
 from visualizer._intercept.observation import Held, Observation, QueryKeyObservation
 from visualizer._intercept.observers import Sighting
-from visualizer.attention import AttentionCall
+from visualizer.attention import AttentionCall, OutputGradient
 from visualizer.attention.rows import weights_of_rows
 from visualizer.attention.unobserved import unobserved
 from visualizer.errors import MapRefusedError, OverwrittenError
@@ -58,6 +59,7 @@ class AttentionRecord:
         step: Which forward of the root model it was.
         source: What computed it.
         form: "qk", "rows" or "weights".
+        gradient: What is kept for the gradient of the map.
     """
 
     __slots__ = (
@@ -71,6 +73,7 @@ class AttentionRecord:
         "_versions",
         "call",
         "form",
+        "gradient",
         "layer",
         "module_path",
         "shape",
@@ -87,6 +90,7 @@ class AttentionRecord:
         call: int,
         form: str,
         versions: Versions | None = None,
+        gradient: CallGradient | None = None,
     ) -> None:
         self.shape, self.source, self.form = observation.shape, observation.source, form
         self.module_path, self.layer, self.call, self.step = (
@@ -95,6 +99,7 @@ class AttentionRecord:
             call,
             place.step,
         )
+        self.gradient = CallGradient() if gradient is None else gradient
         self._observation: Observation | None = observation
         self._versions = versions
         self._held: Held | None = None
@@ -136,7 +141,7 @@ class AttentionRecord:
         """Return everything that is kept, for its bytes."""
         held, observation = self._held, self._observation
         if held is not None:
-            return held.tensors
+            return (*held.tensors, *self.gradient.tensors())
         return () if observation is None else (*observation.inputs(), *observation.results())
 
     def settle(self) -> Held:
@@ -171,6 +176,16 @@ class AttentionRecord:
                 f"or scale? The model's eager attention may show what it is"
             )
         return found
+
+    def read_gradient(self) -> OutputGradient | Tensor:
+        """Return what the gradient of the map is computed from, or itself.
+
+        Raises:
+            NoGradientError: There is none.
+            MapRefusedError, OverwrittenError: As for `read`.
+        """
+        self.read()  # a map that is refused has none
+        return self.gradient.read(self.name)
 
     def _check_versions(self, observation: Observation) -> None:
         if self._versions is None:

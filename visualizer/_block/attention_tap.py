@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from visualizer._block.attention_gradient import CallGradient
 from visualizer._block.attention_record import AttentionRecord, Versions
 from visualizer._block.budget import Budget, in_words
 from visualizer._block.options import Keep
 from visualizer._block.places import Place, Places
+from visualizer._intercept.checkpoints import Checkpoints
 from visualizer._intercept.holding import pins_more
 from visualizer._intercept.install import AttentionPatches, attention_functions
 from visualizer._intercept.observation import Observation, QueryKeyObservation
@@ -90,10 +92,14 @@ class AttentionTap:
         unseen: How often attention was noticed that can't be captured, by place and reason.
         foreign: How many calls were not the model's.
         error: The first error that recording raised.
+        gradients: Whether they are wanted.
     """
 
-    def __init__(self, places: Places, keep: Keep, budget: Budget) -> None:
+    def __init__(
+        self, places: Places, keep: Keep, budget: Budget, *, gradients: bool = False
+    ) -> None:
         self._places, self._keep, self._budget = places, keep, budget
+        self.gradients = gradients
         self._maps: list[AttentionMap] = []
         self._sites: dict[tuple[int, str | None], AttentionSite] = {}
         self.unseen: dict[tuple[str, str], int] = {}
@@ -102,6 +108,7 @@ class AttentionTap:
         self._waiting: list[_Waiting] = []
         self._bytes_waiting = 0
         self._let_wait = keep.form in ("auto", "qk") and budget.max_bytes is None
+        self._checkpoints: Checkpoints[AttentionRecord] = Checkpoints()
         self._compared_on_device: list[tuple[AttentionSite, AttentionRecord]] = []
         self._patches = AttentionPatches()
         self._lock = threading.RLock()
@@ -111,6 +118,11 @@ class AttentionTap:
         """All maps that are kept, in the order of the calls."""
         self.catch_up()
         return self._maps
+
+    @property
+    def records(self) -> list[AttentionRecord]:
+        """What the maps are made from."""
+        return [_record_of(made) for made in self.maps]
 
     @property
     def sites(self) -> list[AttentionSite]:
@@ -167,16 +179,37 @@ class AttentionTap:
         place = self._places.find(sys._getframe(1), sighting.module)
         if place is None:
             self.foreign += 1
-            return
-        if not (self._let_wait and _can_wait(sighting)):
+        elif self.gradients:
+            self._look_with_gradient(_Waiting(sighting, place, None))
+        elif not (self._let_wait and _can_wait(sighting)):
             self.catch_up()  # calls stay in their order
             self._look(_Waiting(sighting, place, None), settle=True)
-            return
+        else:
+            self._let_it_wait(sighting, place)
+
+    def _let_it_wait(self, sighting: Sighting, place: Place) -> None:
         with self._lock:
             self._waiting.append(_Waiting(sighting, place, Versions(sighting)))
             self._bytes_waiting += 4 * sighting.tensors[0].nbytes  # type: ignore[union-attr]
         if self._bytes_waiting > _MOST_WAITING:
             self.catch_up(settle=True)
+
+    def _look_with_gradient(self, call: _Waiting) -> None:
+        """Keep a call that may be made again with autograd, in a backward pass."""
+        record = None
+        try:
+            record = self._look(call, settle=True)
+        finally:
+            if self._checkpoints.note(record) and record is not None:
+                record.gradient.await_checkpoint()
+
+    def on_recomputed(self, sighting: Sighting) -> None:
+        """Await the gradient of a call that is made again, with autograd."""
+        record = self._checkpoints.find() if self.gradients else None
+        if record is not None:
+            observation = sighting.look()
+            if observation.shape == record.shape:
+                record.gradient.start(observation)
 
     def catch_up(self, *, settle: bool = False) -> None:
         """Look at the calls that wait.
@@ -196,7 +229,8 @@ class AttentionTap:
                 except Exception as error:
                     self.on_error(error)
 
-    def _look(self, waiting: _Waiting, *, settle: bool) -> None:
+    def _look(self, waiting: _Waiting, *, settle: bool) -> AttentionRecord | None:
+        """Look at a call, and return what is kept of it."""
         sighting = waiting.sighting
         observation, place = sighting.look(), waiting.place
         observation.module = None  # it need not live as long as the map
@@ -204,14 +238,15 @@ class AttentionTap:
         if reason is not None:
             key = ("attention" if place.module_path is None else place.module_path, reason)
             self.unseen[key] = self.unseen.get(key, 0) + 1
-            return
+            return None
         seen = _Seen(observation, place, waiting.versions, sighting.kind)
         with self._lock:
             site = self._site(place)
             call = site.calls
             site.calls += 1
             if site.refused is None and site.over_budget is None and self._keep.wants(call):
-                self._take(site, call, seen, settle=settle)
+                return self._take(site, call, seen, settle=settle)
+        return None
 
     def _site(self, place: Place) -> AttentionSite:
         key = (place.root, place.module_path)
@@ -222,7 +257,9 @@ class AttentionTap:
             site = self._sites[key] = AttentionSite(place.module_path, layer)
         return site
 
-    def _take(self, site: AttentionSite, call: int, seen: _Seen, *, settle: bool) -> None:
+    def _take(
+        self, site: AttentionSite, call: int, seen: _Seen, *, settle: bool
+    ) -> AttentionRecord:
         record = AttentionRecord(
             seen.observation,
             seen.place,
@@ -230,6 +267,7 @@ class AttentionTap:
             call=call,
             form=self._form(seen),
             versions=seen.versions,
+            gradient=CallGradient.of(seen.observation) if self.gradients else None,
         )
         try:
             if seen.kind in _compared:
@@ -239,6 +277,7 @@ class AttentionTap:
                 self._settle_and_compare(site, record, seen)
         finally:
             self._append(site, record)
+        return record
 
     def _form(self, seen: _Seen) -> str:
         """Return which form is asked for, or which of queries and keys and rows is smaller."""
@@ -274,7 +313,7 @@ class AttentionTap:
     def _append(self, site: AttentionSite, record: AttentionRecord) -> None:
         before = site.maps[-1] if self._keep.last and site.maps else None
         if self._budget.max_bytes is not None:
-            size = self._budget.new_bytes(record.tensors())
+            size = self._budget.new_bytes(record.tensors()) + record.gradient.expected_bytes
             freed = 0 if before is None else self._budget.own_bytes(_record_of(before))
             if not self._budget.has_room(size - freed):
                 site.over_budget = (
@@ -284,7 +323,7 @@ class AttentionTap:
                 return
         if before is not None:
             self._drop(site, before)
-        self._budget.add_record(record)
+        self._budget.add_record(record, record.gradient.expected_bytes)
         made = AttentionMap(record)
         site.maps.append(made)
         self._maps.append(made)

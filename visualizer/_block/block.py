@@ -42,6 +42,7 @@ class Block:
         modules: Sequence[str],
         attention: bool,
         inputs: bool,
+        gradients: bool,
         keep: Any,
         max_bytes: int | None,
     ) -> None:
@@ -53,7 +54,11 @@ class Block:
         recorder = SiteRecorder(wanted, self.budget)
         self.modules = ModulesTap(modules, self._places, recorder, inputs=inputs)
         self.locals = LocalsTap(locals, self, self._places, recorder)
-        self.attention = AttentionTap(self._places, wanted, self.budget) if attention else None
+        self.attention = (
+            AttentionTap(self._places, wanted, self.budget, gradients=gradients)
+            if attention
+            else None
+        )
         self.error: Exception | None = None
 
     def open(self) -> None:

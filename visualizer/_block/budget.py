@@ -40,7 +40,7 @@ class Budget:
             )
         self.max_bytes = max_bytes
         self._values = 0
-        self._records: dict[int, tuple[HoldsTensors, dict[int, int]]] = {}
+        self._records: dict[int, tuple[HoldsTensors, dict[int, int], int]] = {}
         self._storages: dict[int, tuple[int, int]] = {}  # by address: bytes, holders
         self._held = 0
         self._lock = threading.RLock()
@@ -49,7 +49,7 @@ class Budget:
     def used(self) -> int:
         """How many bytes are held."""
         with self._lock:
-            records = [record for record, _ in self._records.values()]
+            records = [record for record, _, _ in self._records.values()]
         return self._values + sum(
             _storages(tensor for record in records for tensor in record.tensors()).values()
         )
@@ -75,14 +75,21 @@ class Budget:
 
     def own_bytes(self, record: HoldsTensors) -> int:
         """Return how many bytes would be free without a record."""
-        _, held = self._records[id(record)]
-        return sum(size for place, size in held.items() if self._storages[place][1] == 1)
+        _, held, expected = self._records[id(record)]
+        own = sum(size for place, size in held.items() if self._storages[place][1] == 1)
+        return own + expected
 
-    def add_record(self, record: HoldsTensors) -> None:
-        """Count what an attention record keeps."""
+    def add_record(self, record: HoldsTensors, expected: int = 0) -> None:
+        """Count what an attention record keeps.
+
+        Args:
+            record: It.
+            expected: Bytes that it will keep later.
+        """
         with self._lock:
             held = _storages(record.tensors())
-            self._records[id(record)] = record, held
+            self._records[id(record)] = record, held, expected
+            self._held += expected
             for place, size in held.items():
                 size, holders = self._storages.get(place, (size, 0))
                 self._storages[place] = size, holders + 1
@@ -91,7 +98,8 @@ class Budget:
     def drop_record(self, record: HoldsTensors) -> None:
         """Count it no more."""
         with self._lock:
-            _, held = self._records.pop(id(record))
+            _, held, expected = self._records.pop(id(record))
+            self._held -= expected
             for place in held:
                 size, holders = self._storages[place]
                 if holders > 1:

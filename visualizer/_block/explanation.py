@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 
 from torch import nn
@@ -80,11 +81,23 @@ def explain_attention(tap: AttentionTap, model: nn.Module | None) -> list[str]:
             found.append(f"{site.refused} disagrees with the model's output; the site stopped")
         if site.over_budget is not None:
             found.append(f"attention of {site.name!r} stopped: {site.over_budget}")
+    found += _missing_gradients(tap)
     if tap.error is not None:
         found.append(f"recording attention raised {type(tap.error).__name__}: {tap.error}")
     if not tap.maps and not found:
         found.append(_no_attention(tap, model is not None))
     return found
+
+
+def _missing_gradients(tap: AttentionTap) -> list[str]:
+    if not tap.gradients:
+        return []
+    reasons = Counter(record.gradient.why_none() for record in tap.records)
+    return [
+        f"{count} of {reasons.total()} attention maps have no gradient: {reason}"
+        for reason, count in reasons.items()
+        if reason
+    ]
 
 
 def _no_attention(tap: AttentionTap, has_model: bool) -> str:

@@ -73,9 +73,18 @@ class OutputCheck:
 
     def excess(self, call: AttentionCall) -> Tensor:
         weights = weights_of_rows(call, indices(call, self.rows))
-        expected, spread = self._through(weights, self.values), self._through(weights, self.sizes)
         kernel = torch.finfo(weights.dtype).eps
         scores = _SCORE_ROUNDING * kernel * (8 + score_size(call, self.rows))
+        return self._excess(weights, scores)
+
+    def excess_of(self, weights: Tensor) -> Tensor:
+        """Return the same for the program's own weights, shape `(batch, head, query, key)`."""
+        rounding = _SCORE_ROUNDING * torch.finfo(weights.dtype).eps
+        rows = weights[:, :, self.rows].to(self.values.dtype)
+        return self._excess(rows, torch.full_like(self.got, rounding))
+
+    def _excess(self, weights: Tensor, scores: Tensor) -> Tensor:
+        expected, spread = self._through(weights, self.values), self._through(weights, self.sizes)
         allowed = (scores + _OUTPUT_ROUNDING * self.rounding) * spread
         expected = expected.masked_fill(weights.sum(-1) == 0, torch.nan)  # kernels differ there
         return compare(expected, self.got, allowed)

@@ -109,6 +109,7 @@ def _observe(product: _Product, weights: Tensor, heads: int) -> QueryKeyObservat
         tensors=FourAxes(product.query, product.key, None, product.query, weights),
         parts=(mask,),
         arrange=lambda tensors: _arrange(tensors, heads),
+        arrange_returned=lambda weights: weights.unflatten(0, (-1, heads)),
         make_mask=lambda: Mask() if mask is None else _mask(mask, heads),
         scale=1.0,  # the queries are scaled before
         empty_rows=float("nan"),

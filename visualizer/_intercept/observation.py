@@ -16,6 +16,7 @@ from torch import Tensor
 
 from visualizer._intercept.check import Check, OutputCheck, WeightsCheck
 from visualizer._intercept.holding import hold, hold_mask, keep, why_no_value
+from visualizer._intercept.returned import Returned
 from visualizer.attention import AttentionCall, Mask
 
 __all__ = ["FourAxes", "Held", "Observation", "QueryKeyObservation", "WeightsObservation"]
@@ -82,6 +83,10 @@ class Observation:
         """Return the observation of the map that the program computed, if it did."""
         return None
 
+    def returned(self) -> Returned | None:
+        """Return what a gradient comes back for; None where nothing is seen of it."""
+        return None
+
 
 class FourAxes(NamedTuple):
     """Tensors as `(batch, head, token, dim)`; `weights` as `(batch, head, query, key)`."""
@@ -101,6 +106,8 @@ class QueryKeyObservation(Observation):
         tensors: Query, key, value, output and weights, as the program has them.
         parts: Mask, bias and sinks, as the program has them.
         arrange: Gives the tensors their four axes.
+        arrange_returned: Gives them to what a gradient comes back for: the output, or the weights
+            where there is no value.
         make_mask: Returns the mask.
         scale: What scores are multiplied with.
         softcap: As in `AttentionCall`.
@@ -112,6 +119,7 @@ class QueryKeyObservation(Observation):
     tensors: FourAxes
     parts: tuple[Tensor | None, ...]
     arrange: Callable[[FourAxes], FourAxes]
+    arrange_returned: Callable[[Tensor], Tensor]
     make_mask: Callable[[], Mask]
     scale: float
     softcap: float | None = None
@@ -169,6 +177,14 @@ class QueryKeyObservation(Observation):
             confirmed=None if self.dropout > 0 else True,
         )
 
+    def returned(self) -> Returned | None:
+        found = self.arrange(self.tensors)
+        output, weights = self.tensors.output, self.tensors.weights
+        if found.value is not None:
+            value = _as_computed(found.value, output)
+            return Returned(output, self.arrange_returned, value, found.weights, self.dropout)
+        return None if weights is None else Returned(weights, self.arrange_returned)
+
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class WeightsObservation(Observation):
@@ -177,10 +193,14 @@ class WeightsObservation(Observation):
     Attributes:
         weights: Shape `(batch, head, query, key)`.
         confirmed: True where it is certain that these are attention weights.
+        program_weights: The program's own tensor of them.
+        arrange: Gives it its four axes.
     """
 
     weights: Tensor
     confirmed: bool | None = None
+    program_weights: Tensor | None = None
+    arrange: Callable[[Tensor], Tensor] | None = None
 
     def why_no_value(self) -> str | None:
         return why_no_value(self.weights)
@@ -191,6 +211,11 @@ class WeightsObservation(Observation):
     def nbytes(self) -> tuple[int, int]:
         size = self.weights.numel() * self.weights.element_size()
         return size, size
+
+    def returned(self) -> Returned | None:
+        if self.program_weights is None or self.arrange is None:
+            return None
+        return Returned(self.program_weights, self.arrange)
 
     def hold(self) -> Held:
         kept = keep(self.weights)

@@ -75,6 +75,9 @@ class AttentionObserver(Protocol):
     def on_attention(self, sighting: Sighting) -> None:
         """An attention call has returned."""
 
+    def on_recomputed(self, sighting: Sighting) -> None:
+        """A call has returned that autograd makes a second time, in a backward pass."""
+
     def on_error(self, error: Exception) -> None:
         """Telling it raised."""
 

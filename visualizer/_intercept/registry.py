@@ -185,6 +185,7 @@ def _common(
         "shape": (*query.shape[:3], key.shape[2]),
         "tensors": FourAxes(query, key, value, output, weights),
         "arrange": _arrange,
+        "arrange_returned": _arrange_output,
         "parts": (mask, options.get("position_bias"), options.get("s_aux")),
         "scale": 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale),
         "softcap": options.get("softcap"),
@@ -193,8 +194,12 @@ def _common(
 
 
 def _arrange(tensors: FourAxes) -> FourAxes:
-    """Put the heads of the output before its queries."""
-    return tensors._replace(output=tensors.output.transpose(1, 2))
+    return tensors._replace(output=_arrange_output(tensors.output))
+
+
+def _arrange_output(output: Tensor) -> Tensor:
+    """Put the heads before the queries."""
+    return output.transpose(1, 2)
 
 
 def _eager_mask(mask: Tensor | None, key: Tensor, bias: Tensor | None) -> Mask:

@@ -60,6 +60,7 @@ def observe_sdpa(
         tensors=FourAxes(query, key, value, output),
         parts=(attn_mask,),
         arrange=_no_change if is_plain else _arrange,
+        arrange_returned=lambda tensor: as_four_axes(tensor, axes, tensor.shape[:-3]),
         make_mask=lambda: _mask(attn_mask, is_causal, axes, shape[:-3]),
         scale=1 / math.sqrt(query.shape[-1]) if scale is None else float(scale),
         dropout=dropout_p,

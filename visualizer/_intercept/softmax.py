@@ -81,11 +81,17 @@ def _looks_like_attention(weights: Tensor, module: Any) -> bool:
 
 
 def _observe(weights: Tensor, module: Any) -> Observation:
+    heads = getattr(module, "num_heads", None)
     with unobserved(weights.device.type):
-        weights = _four_axes(weights.detach(), getattr(module, "num_heads", None))
-    batch, head, query, key = weights.shape
+        four = _four_axes(weights.detach(), heads)
+    batch, head, query, key = four.shape
     return WeightsObservation(
-        source="softmax", shape=(batch, head, query, key), module=module, weights=weights
+        source="softmax",
+        shape=(batch, head, query, key),
+        module=module,
+        weights=four,
+        program_weights=weights,
+        arrange=lambda tensor: _four_axes(tensor, heads),
     )
 
 

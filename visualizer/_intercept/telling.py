@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,13 @@ import torch
 
 from visualizer._capture.tensors import Obstacle, find_obstacle
 from visualizer._intercept.observation import Observation
-from visualizer._intercept.observers import AttentionObserver, Sighting, depth, find_observers
+from visualizer._intercept.observers import (
+    AttentionObserver,
+    Observer,
+    Sighting,
+    depth,
+    find_observers,
+)
 from visualizer.attention.unobserved import unobserved
 
 __all__ = ["is_graph_recorded", "refuse", "tell", "tell_errors"]
@@ -25,8 +31,11 @@ def tell(sighting: Sighting) -> None:
     if not observers:
         return
     obstacle = find_obstacle()
-    if obstacle is Obstacle.COMPILER or obstacle is Obstacle.BACKWARD:
-        return  # the one has no values, the other is a second time
+    if obstacle is Obstacle.COMPILER:
+        return  # which has no values
+    if obstacle is Obstacle.BACKWARD:
+        _tell_again(observers, sighting)
+        return
     depth.told += 1
     reason = _why_out_of_sight() if obstacle is None else obstacle.value
     if reason is not None:
@@ -44,6 +53,17 @@ def tell(sighting: Sighting) -> None:
                 attention.on_attention(sighting)
         except Exception as error:
             attention.on_error(error)
+
+
+def _tell_again(observers: Sequence[Observer], sighting: Sighting) -> None:
+    """Tell observers that a checkpointed part makes a call a second time."""
+    for observer in observers:
+        attention = observer.attention
+        if attention is not None:
+            try:
+                attention.on_recomputed(sighting)
+            except Exception as error:
+                attention.on_error(error)
 
 
 @contextmanager

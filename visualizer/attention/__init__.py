@@ -2,6 +2,7 @@
 
 from visualizer.attention.attention_map import AttentionMap
 from visualizer.attention.call import AttentionCall
+from visualizer.attention.gradient import OutputGradient
 from visualizer.attention.mask import Mask
 from visualizer.attention.record import ArrayRecord, MapRecord
 from visualizer.attention.rows import weights_of_rows
@@ -15,6 +16,7 @@ __all__ = [
     "Block",
     "MapRecord",
     "Mask",
+    "OutputGradient",
     "is_unobserved",
     "unobserved",
     "weights_of_rows",

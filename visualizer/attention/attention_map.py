@@ -15,7 +15,7 @@ from torch import Tensor
 from visualizer.attention import statistics
 from visualizer.attention.call import AttentionCall
 from visualizer.attention.grids import token_places
-from visualizer.attention.indexing import Selection, gather, one_of, select
+from visualizer.attention.indexing import one_of, part_of, select
 from visualizer.attention.picks import Shape
 from visualizer.attention.record import (
     ArrayRecord,
@@ -23,6 +23,7 @@ from visualizer.attention.record import (
     Source,
     device_of,
     dtype_of,
+    to_gradient,
     to_weights,
 )
 from visualizer.attention.sizes import MAX_BYTES, check_size
@@ -62,20 +63,28 @@ class AttentionMap:
 
     @classmethod
     def from_weights(
-        cls, array: Any, *, module_path: str | None = None, layer: int | None = None
+        cls,
+        array: Any,
+        *,
+        gradient: Any = None,
+        module_path: str | None = None,
+        layer: int | None = None,
     ) -> AttentionMap:
         """Return a map of weights that are there already; kept by reference where possible.
 
         Args:
             array: Shape `(query, key)`, `(head, query, key)` or `(batch, head, query, key)`; rows
                 sum to 1, within 0.02.
+            gradient: Of a loss, by these weights; of the same shape.
             module_path: Of the module they are from.
             layer: Its index.
         Raises:
-            ShapeError: Another number of axes.
+            ShapeError: Another number of axes, or a gradient of another shape.
             NotWeightsError: Negative or not finite values, or rows that don't sum to 1.
         """
-        return cls(ArrayRecord(to_weights(array), module_path=module_path, layer=layer))
+        weights = to_weights(array)
+        found = None if gradient is None else to_gradient(gradient, weights)
+        return cls(ArrayRecord(weights, found, module_path=module_path, layer=layer))
 
     @property
     def shape(self) -> Shape:
@@ -169,9 +178,7 @@ class AttentionMap:
             OutOfRangeError: An index out of bounds, or of another kind.
             MapTooLargeError: The part would take more than 1 GiB.
         """
-        selection = select(index, self.shape)
-        part = self._gather(selection, MAX_BYTES, "this part of the map")
-        return part[selection.index]
+        return part_of(self._read(), index, MAX_BYTES, "this part of the map")
 
     def weights(
         self, *, head: int | None = None, item: int | None = None, max_bytes: int = MAX_BYTES
@@ -226,6 +233,34 @@ class AttentionMap:
         with unobserved(_device(source)):
             values = statistics.column(source, key, self._row_sums(source))[index]
             return _to_numpy(values)
+
+    def gradient(
+        self,
+        query: int | None = None,
+        *,
+        head: int | None = None,
+        item: int | None = None,
+        max_bytes: int = MAX_BYTES,
+    ) -> Floats:
+        """Return what the weights would have changed in what `backward` was called on.
+
+        `∂L/∂weights`, computed from the gradient of the call's output and its values. Of the last
+        backward pass that reached the call; hidden keys have one, too.
+
+        Args:
+            query: Index of the query; None is all.
+            head: Index of the head; None is all.
+            item: Index in the batch; None is all.
+            max_bytes: How large it may be.
+        Returns:
+            Shape `(batch, head, query, key)`, without the axes that an index was given for.
+        Raises:
+            NoGradientError: There is none; the message says what to change.
+            MapTooLargeError: It would take more than `max_bytes`.
+        """
+        queries = slice(None) if query is None else one_of(query, self.shape[2], 2)
+        index = (*self._index(item, head), queries)
+        return part_of(self.record.read_gradient(), index, max_bytes, "the gradient")
 
     def logsumexp(self) -> Floats:
         """Return what softmax divides by, as a logarithm.
@@ -373,16 +408,8 @@ class AttentionMap:
     def _part(
         self, item: int | None, head: int | None, queries: Any, max_bytes: int | None
     ) -> Floats:
-        selection = select((*self._index(item, head), queries), self.shape)
-        part = self._gather(selection, max_bytes, "the map" if head is None else "the head's map")
-        return np.asarray(part[selection.index])
-
-    def _gather(self, selection: Selection, max_bytes: int | None, name: str) -> Floats:
-        source = self._read()
-        if max_bytes is not None:
-            check_size(selection.shape, dtype_of(source).itemsize, max_bytes, name)
-        with unobserved(_device(source)):
-            return gather(source, selection).numpy()
+        name = "the map" if head is None else "the head's map"
+        return part_of(self._read(), (*self._index(item, head), queries), max_bytes, name)
 
 
 def _device(source: Source) -> str:

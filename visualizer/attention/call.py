@@ -75,6 +75,11 @@ class AttentionCall:
         return torch.float64 if self.query.dtype == torch.float64 else torch.float32
 
     @property
+    def device(self) -> torch.device:
+        """Where the map is computed."""
+        return self.query.device
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the distinct storages that are held, whole also where a tensor is a view."""
         storages = (tensor.untyped_storage() for tensor in self.tensors())

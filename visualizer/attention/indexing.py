@@ -9,17 +9,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from visualizer.attention.call import AttentionCall
+from visualizer.attention.gradient import OutputGradient, gradient_of
 from visualizer.attention.picks import Pick, Shape
 from visualizer.attention.record import Source, device_of, dtype_of
 from visualizer.attention.rows import head_runs, runs
 from visualizer.attention.scores import weights
+from visualizer.attention.sizes import check_size
 from visualizer.attention.stream import BLOCK_BYTES
+from visualizer.attention.unobserved import unobserved
 from visualizer.errors import OutOfRangeError
 
-__all__ = ["Selection", "gather", "one_of", "select"]
+__all__ = ["one_of", "part_of", "select"]
 
 AXES = ("batch", "head", "query", "key")
 
@@ -84,10 +88,32 @@ def one_of(index: Any, size: int, axis: int) -> int:
     return place % size
 
 
-def gather(source: Source, selection: Selection) -> Tensor:
-    """Compute what is needed, rows in blocks; shape as `selection.shape`, on the CPU."""
+def part_of(
+    source: Source | OutputGradient, index: Any, max_bytes: int | None, name: str
+) -> NDArray[np.floating[Any]]:
+    """Compute a part of a map or of its gradient, rows in blocks.
+
+    Args:
+        source: Of the map, or of its gradient.
+        index: As numpy takes it.
+        max_bytes: How large it may be.
+        name: What the message calls it.
+    Raises:
+        OutOfRangeError: As for `select`.
+        MapTooLargeError: It would take more than `max_bytes`.
+    """
+    batch, heads, queries, keys = source.shape
+    selection = select(index, (batch, heads, queries, keys))
+    if max_bytes is not None:
+        check_size(selection.shape, dtype_of(source).itemsize, max_bytes, name)
+    with unobserved(device_of(source).type):
+        return np.asarray(_gather(source, selection).numpy()[selection.index])
+
+
+def _gather(source: Source | OutputGradient, selection: Selection) -> Tensor:
+    """Compute what is needed; shape as `selection.shape`, on the CPU."""
     items, heads, queries, keys = selection.needed
-    group = source.group if isinstance(source, AttentionCall) else max(1, len(heads))
+    group = max(1, len(heads)) if isinstance(source, Tensor) else source.group
     result = torch.empty(selection.shape, dtype=dtype_of(source), device="cpu")
     kept = slice(keys[0], keys[-1] + 1) if len(keys) and len(runs(keys)) == 1 else list(keys)
     for place, item in enumerate(items):
@@ -102,7 +128,7 @@ def gather(source: Source, selection: Selection) -> Tensor:
 
 def _fill(
     out: Tensor,
-    source: Source,
+    source: Source | OutputGradient,
     item: slice,
     heads: slice,
     queries: Sequence[int],
@@ -116,13 +142,16 @@ def _fill(
         out[:, start : start + step] = rows[0][..., keys]
 
 
-def _rows(source: Source, item: slice, heads: slice, queries: Sequence[int]) -> Tensor:
+def _rows(
+    source: Source | OutputGradient, item: slice, heads: slice, queries: Sequence[int]
+) -> Tensor:
     picked: slice | Tensor = slice(queries[0], queries[-1] + 1)
     if queries[-1] + 1 - queries[0] != len(queries):
         picked = torch.tensor(list(queries), dtype=torch.int64, device=device_of(source))
-    if isinstance(source, AttentionCall):
-        return weights(source, Pick(item, heads, picked, slice(0, source.shape[3])))
-    return source[item, heads][:, :, picked].to(dtype_of(source))
+    if isinstance(source, Tensor):
+        return source[item, heads][:, :, picked].to(dtype_of(source))
+    pick = Pick(item, heads, picked, slice(0, source.shape[3]))
+    return weights(source, pick) if isinstance(source, AttentionCall) else gradient_of(source, pick)
 
 
 def _axis(part: Any, size: int, axis: int) -> tuple[Sequence[int], Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -12,9 +12,20 @@ from torch import Tensor
 from visualizer.attention.call import AttentionCall
 from visualizer.attention.picks import Shape
 from visualizer.attention.unobserved import unobserved
-from visualizer.errors import NotWeightsError, ShapeError
+from visualizer.errors import NoGradientError, NotWeightsError, ShapeError
 
-__all__ = ["ArrayRecord", "MapRecord", "Source", "device_of", "dtype_of", "to_weights"]
+if TYPE_CHECKING:
+    from visualizer.attention.gradient import OutputGradient
+
+__all__ = [
+    "ArrayRecord",
+    "MapRecord",
+    "Source",
+    "device_of",
+    "dtype_of",
+    "to_gradient",
+    "to_weights",
+]
 
 Source = AttentionCall | Tensor
 """What a map is computed from: a call, or the weights, shape `(batch, head, query, key)`."""
@@ -25,12 +36,12 @@ _ROUNDING = 0.02
 _CHECKED_BYTES = 16 * 2**20
 
 
-def device_of(source: Source) -> torch.device:
+def device_of(source: Source | OutputGradient) -> torch.device:
     """Return where a map is computed."""
-    return source.query.device if isinstance(source, AttentionCall) else source.device
+    return source.device
 
 
-def dtype_of(source: Source) -> torch.dtype:
+def dtype_of(source: Source | OutputGradient) -> torch.dtype:
     """Return the type that is computed in: float64 for what is float64, else float32."""
     return torch.float64 if source.dtype == torch.float64 else torch.float32
 
@@ -76,12 +87,22 @@ class MapRecord(Protocol):
         """
         ...
 
+    def read_gradient(self) -> OutputGradient | Tensor:
+        """Return what the gradient of the map is computed from, or itself.
+
+        Raises:
+            NoGradientError: There is none.
+            OverwrittenError: A tensor was written to since.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ArrayRecord:
-    """A map whose weights are there already."""
+    """A map whose weights are there already, and perhaps their gradient."""
 
     weights: Tensor
+    gradient: Tensor | None = None
     module_path: str | None = None
     layer: int | None = None
     call: int = 0
@@ -100,6 +121,15 @@ class ArrayRecord:
         """Return the weights."""
         return self.weights
 
+    def read_gradient(self) -> Tensor:
+        """Return the gradient."""
+        if self.gradient is None:
+            raise NoGradientError(
+                "the attention map was made of weights alone, so it has no gradient; give both: "
+                "AttentionMap.from_weights(array, gradient=…)"
+            )
+        return self.gradient
+
 
 def to_weights(values: Any) -> Tensor:
     """Return an array or a tensor as weights, shape `(batch, head, query, key)`; not copied.
@@ -108,7 +138,7 @@ def to_weights(values: Any) -> Tensor:
         ShapeError: Another number of axes than 2 to 4, or none of a size above zero.
         NotWeightsError: Negative or not finite values, or rows that don't sum to 1.
     """
-    tensor = values.detach() if isinstance(values, Tensor) else _from_array(values)
+    tensor = values.detach() if isinstance(values, Tensor) else _from_array(values, "weights")
     if not 2 <= tensor.ndim <= 4 or 0 in tensor.shape:
         raise ShapeError(
             f"weights have shape {tuple(tensor.shape)}; expected (query, key), (head, query, key) "
@@ -122,7 +152,23 @@ def to_weights(values: Any) -> Tensor:
     return tensor
 
 
-def _from_array(values: Any) -> Tensor:
+def to_gradient(values: Any, weights: Tensor) -> Tensor:
+    """Return the gradient of weights as a tensor, shape `(batch, head, query, key)`; not copied.
+
+    Raises:
+        ShapeError: Another shape than the weights have.
+    """
+    tensor = values.detach() if isinstance(values, Tensor) else _from_array(values, "gradient")
+    tensor = tensor[(None,) * max(0, 4 - tensor.ndim)]
+    if tensor.shape != weights.shape:
+        raise ShapeError(
+            f"the gradient has shape {tuple(tensor.shape)} and the weights {tuple(weights.shape)}; "
+            f"expected a number for each weight"
+        )
+    return tensor.to(weights.device, weights.dtype)
+
+
+def _from_array(values: Any, name: str) -> Tensor:
     try:
         array = np.asarray(values)
         if array.dtype.kind not in "biufV":  # V: numpy's name for extension types, as bfloat16
@@ -132,7 +178,7 @@ def _from_array(values: Any) -> Tensor:
         array = np.ascontiguousarray(array, dtype=type_).reshape(array.shape)
     except (TypeError, ValueError) as error:
         raise ShapeError(
-            f"weights can't be made an array: {str(error).rstrip('.')}. Expected a tensor, an "
+            f"{name} can't be made an array: {str(error).rstrip('.')}. Expected a tensor, an "
             f"array, or lists of equal lengths"
         ) from error
     return torch.from_numpy(array if array.flags.writeable else array.copy())

@@ -10,7 +10,7 @@ from torch import Tensor
 from visualizer.attention.call import AttentionCall
 from visualizer.attention.picks import Pick, take
 
-__all__ = ["logsumexp", "rounds_products", "scores", "weights"]
+__all__ = ["logsumexp", "multiply", "rounds_products", "scores", "weights"]
 
 _CONVERTED_BYTES = 32 * 2**20
 """So much of the keys is converted to the type of the computation at a time."""
@@ -31,7 +31,7 @@ def scores(call: AttentionCall, pick: Pick, out: Tensor | None = None) -> Tensor
     query = take(call.query, pick.items, pick.heads, pick.queries)
     key_heads = slice(pick.heads.start // call.group, (pick.heads.stop - 1) // call.group + 1)
     key = take(call.key, pick.items, key_heads, pick.keys)
-    _multiply(query, key, call.scale, out)
+    multiply(query, key, call.scale, out)
     if call.softcap is not None:
         out.div_(call.softcap).tanh_().mul_(call.softcap)
     call.mask.apply_(out, pick)
@@ -83,8 +83,15 @@ def _sinks(call: AttentionCall, pick: Pick) -> Tensor:
     return take(call.sinks, pick.heads).to(call.dtype).view(-1, 1, 1)
 
 
-def _multiply(query: Tensor, key: Tensor, scale: float, out: Tensor) -> None:
-    """Write `scale · query · keyᵀ` to `out`; a key head serves as many queries as there are."""
+def multiply(query: Tensor, key: Tensor, scale: float, out: Tensor) -> None:
+    """Write `scale · query · keyᵀ` to `out`; a key head serves as many queries as there are.
+
+    Args:
+        query: Shape `(item, head, query, dim)`.
+        key: Shape `(item, key_head, key, dim)`.
+        scale: What the products are multiplied with.
+        out: Contiguous, shape `(item, head, query, key)`.
+    """
     exact = torch.float64 if rounds_products(out.device) else out.dtype
     key_heads, count = key.shape[1], key.shape[2]
     rows = out.shape[1] // key_heads * out.shape[2]

@@ -58,7 +58,15 @@ class Piece:
     weights: Tensor
 
 
-def plan(shape: Shape, group: int, row_bytes: int, max_bytes: int) -> Iterator[Pick]:
+def plan(
+    shape: Shape,
+    group: int,
+    row_bytes: int,
+    max_bytes: int,
+    *,
+    items: slice | None = None,
+    queries: slice | None = None,
+) -> Iterator[Pick]:
     """Cut a map into pieces of one item.
 
     Args:
@@ -66,35 +74,48 @@ def plan(shape: Shape, group: int, row_bytes: int, max_bytes: int) -> Iterator[P
         group: How many heads share a key head; pieces stay within one, or take whole ones.
         row_bytes: What one query of one head takes.
         max_bytes: A piece takes no more, if it has more than one query.
+        items: Of the batch; None is all.
+        queries: Which; None is all.
     """
-    batch, heads, queries, keys = shape
+    batch, heads, count, keys = shape
+    first, last = (0, count) if queries is None else (queries.start, queries.stop)
+    count = last - first
     rows = max(1, max_bytes // row_bytes)
     together, step = min(rows, group), 1
     if rows >= group:
-        together, step = group, min(queries, rows // group)
-    if rows >= group * queries:
-        together = rows // (group * queries) * group
-    for item in range(batch):
-        for first in range(0, heads, together):
-            for run in head_runs(range(first, min(first + together, heads)), group):
-                for start in range(0, queries, step):
-                    part = slice(start, min(start + step, queries))
+        together, step = group, max(1, min(count, rows // group))
+    if rows >= group * count:
+        together = rows // max(1, group * count) * group
+    for item in range(batch)[slice(None) if items is None else items]:
+        for head in range(0, heads, together):
+            for run in head_runs(range(head, min(head + together, heads)), group):
+                for start in range(first, last, step):
+                    part = slice(start, min(start + step, last))
                     yield Pick(slice(item, item + 1), run, part, slice(0, keys))
 
 
-def stream(source: Source, *, at_least: int = 1) -> Iterator[Piece]:
+def stream(
+    source: Source,
+    *,
+    at_least: int = 1,
+    items: slice | None = None,
+    queries: slice | None = None,
+) -> Iterator[Piece]:
     """Compute a map, piece by piece.
 
     Args:
         source: A call or weights.
         at_least: How many keys a piece has; those at the ends that no query sees may be missing.
+        items: Of the batch; None is all.
+        queries: Which; None is all.
     """
     if isinstance(source, Tensor):
-        yield from _stream_tensor(source)
+        yield from _stream_tensor(source, items, queries)
         return
     row_bytes = source.shape[3] * source.dtype.itemsize
     buffers: list[Tensor] = []
-    for pick in plan(source.shape, source.group, row_bytes, BLOCK_BYTES):
+    picks = plan(source.shape, source.group, row_bytes, BLOCK_BYTES, items=items, queries=queries)
+    for pick in picks:
         if not buffers:  # the first piece is the largest
             size = (pick.heads.stop - pick.heads.start) * len(pick) * source.shape[3]
             like = torch.empty(0, dtype=source.dtype, device=source.query.device)
@@ -119,10 +140,11 @@ def stream_logsumexp(call: AttentionCall) -> Tensor:
     return result
 
 
-def _stream_tensor(tensor: Tensor) -> Iterator[Piece]:
-    batch, heads, queries, keys = tensor.shape
-    dtype = dtype_of(tensor)
-    for pick in plan((batch, heads, queries, keys), 1, keys * dtype.itemsize, BLOCK_BYTES):
+def _stream_tensor(tensor: Tensor, items: slice | None, queries: slice | None) -> Iterator[Piece]:
+    batch, heads, count, keys = tensor.shape
+    dtype, shape = dtype_of(tensor), (batch, heads, count, keys)
+    row_bytes = keys * dtype.itemsize
+    for pick in plan(shape, 1, row_bytes, BLOCK_BYTES, items=items, queries=queries):
         values = tensor[pick.items.start, pick.heads, pick.queries].to(dtype)
         yield Piece(pick.items.start, pick.heads, _queries(pick), pick.keys, values)
 
