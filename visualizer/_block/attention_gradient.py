@@ -78,6 +78,7 @@ class CallGradient:
                 self._value = Kept(hold(found.value, copy=is_cache))
                 self._excess = _compare(found)
         self._awaited = AwaitedGradient(found.tensor, found.arrange)
+        self.expected_bytes = found.tensor.nbytes
 
     def await_checkpoint(self) -> None:
         """Note that a backward pass will make the call again, with autograd."""
