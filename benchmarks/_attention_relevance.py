@@ -26,7 +26,7 @@ _ERROR = 1e-6
 
 def relevance_rows(tokens: int, runs: int) -> list[Row]:
     """Return the times, the peaks and the difference of forward, backward and one row."""
-    title = f"BERT, {_LAYERS} layers, {_HEADS} heads, {tokens} tokens, relevance row"
+    title = f"Relevance row, BERT of {_LAYERS} layers and {_HEADS} heads, {tokens} tokens"
     ours, eager = captured_row(tokens), eager_row(tokens)
     found = interleave({"captured": lambda: cpu_time(ours), "eager": lambda: cpu_time(eager)}, runs)
     error = float((ours() - eager()).abs().max())
