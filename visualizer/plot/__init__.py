@@ -11,13 +11,14 @@ from visualizer.plot.grids import (
 )
 from visualizer.plot.heads import visualize_head, visualize_heads, visualize_layers
 from visualizer.plot.mosaic import visualize_mosaic
-from visualizer.plot.overlays import visualize_cls, visualize_rollout
+from visualizer.plot.overlays import visualize_cls
 from visualizer.plot.panels import cls_padding, gray2rgb, grid_show
 from visualizer.plot.statistics import (
     plot_attention_distance,
     plot_entropy,
     plot_head_specialization,
 )
+from visualizer.plot.through import visualize_relevance, visualize_rollout
 
 __all__ = [
     "cls_padding",
@@ -34,5 +35,6 @@ __all__ = [
     "visualize_heads",
     "visualize_layers",
     "visualize_mosaic",
+    "visualize_relevance",
     "visualize_rollout",
 ]

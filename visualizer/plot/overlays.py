@@ -1,25 +1,21 @@
-"""What CLS sees, head by head, and what arrives at it through all layers."""
+"""What CLS sees, head by head."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import matplotlib.axes
 import matplotlib.figure
 import numpy as np
 
 from visualizer.analysis.arrays import Floats
-from visualizer.analysis.choices import check_index
 from visualizer.analysis.grids import Grid, check_grid
-from visualizer.analysis.rollout import rollout_row
-from visualizer.errors import OutOfRangeError, ShapeError
+from visualizer.errors import OutOfRangeError
 from visualizer.plot.drawing import Mode, draw_overlay, draw_picture, show_scale
-from visualizer.plot.figures import axes_of
 from visualizer.plot.heads import panels_for
-from visualizer.plot.maps import averages_of, heads_of
+from visualizer.plot.maps import heads_of
 from visualizer.plot.pictures import Crop, Transform, find_region, to_picture
 
-__all__ = ["visualize_cls", "visualize_rollout"]
+__all__ = ["mass_on_prefix", "visualize_cls"]
 
 
 def visualize_cls(
@@ -81,95 +77,14 @@ def visualize_cls(
         draw_picture(ax, picture)
         mask = _strongest(row[prefix_tokens:], keep_mass).reshape(grid)
         drawn = draw_overlay(ax, mask, region, alpha=alpha, cmap="viridis", mode=mode)
-        ax.set_title(f"Head {index}: {_mass_on_prefix(row, prefix_tokens)}", fontsize="medium")
+        ax.set_title(f"Head {index}: {mass_on_prefix(row, prefix_tokens)}", fontsize="medium")
         show_scale(drawn, ax, "")
     figure.suptitle("Query: CLS. Keys: patches; colours are attention weights", fontsize="medium")
     return figure
 
 
-def visualize_rollout(
-    maps: Any,
-    image: Any,
-    grid_size: Grid = 14,
-    alpha: float = 0.6,
-    *,
-    query: int | None = None,
-    prefix_tokens: int = 1,
-    residual: float = 0.5,
-    item: int | None = None,
-    crop: Crop | None = None,
-    transform: Transform | None = None,
-    mode: Mode = "overlay",
-    ax: matplotlib.axes.Axes | None = None,
-) -> matplotlib.axes.Axes:
-    """Draw which patches arrive at CLS through all layers (Abnar & Zuidema, 2020).
-
-    Args:
-        maps: An entry for each layer, as `get_local.cache["Attention.forward"]` holds them: shapes
-            `(head, token, token)` or `(batch, head, token, token)`. Heads are averaged. Or
-            `AttentionMap`s, as `captured.attention`, which are gone through some rows at a time.
-        image: The picture that the model saw: a PIL image, an array, a tensor or a file.
-        grid_size: Rows and columns of patches, or one number for both.
-        alpha: How opaque the map is, 0 to 1.
-        query: At which token the patches arrive. CLS if None, and without prefix tokens the average
-            over all patches, as for models that classify by it.
-        prefix_tokens: Tokens before the patches.
-        residual: Share of the residual path in each layer, 0 to 1.
-        item: Which item of the batch; needed where there are several.
-        crop: Where `image` is more than the model saw: the part that it did see: left, top, right,
-            bottom, in pixels.
-        transform: Instead of `crop`: what made the model's input of the image.
-        mode: "overlay" or "dim", as for `visualize_grid_to_grid`.
-        ax: Where to draw; axes of a new figure if None.
-    Returns:
-        The axes.
-    Raises:
-        ShapeError: Another number of tokens than the grid has, layers of unequal sizes; several
-            items and no choice.
-        NotWeightsError: Rows that don't sum to 1.
-        OutOfRangeError: A query or an item that does not exist, or options outside of their range.
-        PictureError: `image`, `crop` or `transform` can't be used.
-    """
-    layers = averages_of(maps, item)
-    shapes = {layer.shape for layer in layers}
-    if len(shapes) > 1:
-        raise ShapeError(
-            f"rollout needs maps of one size in all layers, got {sorted(shapes)}: it "
-            f"does not reach through windows or merged patches"
-        )
-    tokens = _tokens(layers[0].shape)
-    grid = check_grid(grid_size, tokens, prefix_tokens)
-    if query is not None:
-        query = check_index(query, tokens, "query")
-    elif prefix_tokens:
-        query = 0
-    counts = np.full(tokens, 1 / tokens) if query is None else np.eye(1, tokens, query)[0]
-    row = rollout_row(layers, counts.astype(layers[0].dtype), residual=residual)
-    picture = to_picture(image)
-    region = find_region(picture, crop, transform)
-    drawn_on = axes_of(ax, 5.2, 4.2 * min(picture.height / picture.width, 2.5) + 0.4)
-    draw_picture(drawn_on, picture)
-    mask = row[prefix_tokens:].reshape(grid)
-    drawn = draw_overlay(drawn_on, mask, region, alpha=alpha, mode=mode)
-    name = {None: "the average of all patches", 0: "CLS" if prefix_tokens else "patch 0"}
-    title = f"Rollout to {name.get(query, f'token {query}')}"
-    if prefix_tokens:
-        title += f": {_mass_on_prefix(row, prefix_tokens)}"
-    drawn_on.set_title(title, fontsize="medium")
-    show_scale(drawn, drawn_on, "share that arrives")
-    return drawn_on
-
-
-def _tokens(shape: tuple[int, ...]) -> int:
-    """Return how many tokens look at each other."""
-    if shape[0] != shape[1]:
-        raise ShapeError(
-            f"rollout takes self-attention, with as many queries as keys; got {shape}, (query, key)"
-        )
-    return shape[0]
-
-
-def _mass_on_prefix(row: Floats, prefix_tokens: int) -> str:
+def mass_on_prefix(row: Floats, prefix_tokens: int) -> str:
+    """Return the share of a row that is on the prefix tokens, in words."""
     name = "CLS" if prefix_tokens == 1 else f"CLS and {prefix_tokens - 1} more"
     return f"{row[:prefix_tokens].sum():.0%} on {name}"
 
