@@ -198,7 +198,9 @@ def test_a_child_of_the_model_s_own_that_is_called_module() -> None:
 
 
 @pytest.mark.parametrize("given", ["the model", "the wrapper", "nothing"])
-@pytest.mark.parametrize("wrap", [nn.DataParallel, compiled, lambda m: nn.DataParallel(compiled(m))])
+@pytest.mark.parametrize(
+    "wrap", [nn.DataParallel, compiled, lambda m: nn.DataParallel(compiled(m))]
+)
 def test_a_wrapper_and_its_model_called_in_turn(wrap: Any, given: str) -> None:
     model, x = Tiny(2), numbers()
     wrapper = wrap(model)
