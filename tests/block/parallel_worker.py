@@ -1,10 +1,11 @@
-"""One process of a data-parallel training: `python -m tests.block.parallel_worker RANK FILE`.
+"""One process of a parallel training: `python -m tests.block.parallel_worker KIND RANK FILE`.
 
-Prints what it captured of its share, as JSON, and what a model that is not wrapped says to it.
+Prints as JSON what it captured of its share, beside what a model that is not wrapped makes of that.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from typing import Any
@@ -12,20 +13,38 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.block.samples import Attention, Tiny, expected_map, numbers
+from tests.block.samples import Attention, Block, Tiny, expected_map, numbers
 from visualizer import capture
 
 WORLD = 2
 STEPS = 2
 
 
-def facts(rank: int) -> dict[str, Any]:
+def wrap(kind: str, model: Tiny) -> nn.Module:
+    """Return what trains a model together with the other processes."""
+    if kind == "DDP":
+        return DistributedDataParallel(model)
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+    from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+
+    if kind == "FSDP":
+        policy = ModuleWrapPolicy({Block})
+        return FullyShardedDataParallel(
+            model, auto_wrap_policy=policy, device_id=torch.device("cpu")
+        )
+    for block in model.blocks:
+        fully_shard(block)
+    return fully_shard(model)
+
+
+def facts(kind: str, rank: int) -> dict[str, Any]:
     torch.manual_seed(0)
     model = Tiny(2)
     shares = [numbers(batch=4).chunk(WORLD)[rank] for _ in range(STEPS)]
-    wrapper = DistributedDataParallel(model)
+    alone, wrapper = copy.deepcopy(model), wrap(kind, model)
     with capture(wrapper, modules=["", "blocks.*"], locals={Attention.forward: ["q", "k"]}) as got:
         for share in shares:
             wrapper(share).sum().backward()
@@ -35,7 +54,7 @@ def facts(rank: int) -> dict[str, Any]:
         for q, k in zip(found["q"], found["k"], strict=True)
     ]
     with torch.no_grad():
-        outputs = [model(share).numpy() for share in shares]
+        outputs = [alone(share).numpy() for share in shares]
     entries = got.modules[""]
     return {
         "attention": [[m.module_path, m.layer, m.call, m.step] for m in got.attention],
@@ -53,14 +72,14 @@ def facts(rank: int) -> dict[str, Any]:
     }
 
 
-def main(rank: int, file: str) -> None:
+def main(kind: str, rank: int, file: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=WORLD)
     try:
-        print(json.dumps(facts(rank)))
+        print(json.dumps(facts(kind, rank)))
     finally:
         dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

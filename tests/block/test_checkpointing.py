@@ -354,6 +354,19 @@ def test_a_hook_within_what_is_computed_again(use_reentrant: bool) -> None:
     assert len(of_model.attention) == 3
 
 
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_forwards_of_hooks_of_modules_and_parameters_count(use_reentrant: bool) -> None:
+    model = Checkpointed(functools.partial(one_by_one, use_reentrant=use_reentrant))
+    teacher, x = Tiny(1), numbers()
+    model.head.register_full_backward_hook(lambda *facts: ran(teacher, x))
+    model.head.register_full_backward_pre_hook(lambda *facts: ran(teacher, x))
+    model.head.weight.register_post_accumulate_grad_hook(lambda parameter: ran(teacher, x))
+    with capture(teacher) as captured, capture(model) as of_model:
+        model(x.clone().requires_grad_()).sum().backward()
+    assert [m.step for m in captured.attention] == [0, 1, 2]
+    assert [m.step for m in of_model.attention] == [0, 0, 0]
+
+
 def test_a_checkpointed_forward_that_a_hook_makes_counts_once() -> None:
     model = Checkpointed(functools.partial(one_by_one, use_reentrant=False))
     x = numbers()

@@ -143,10 +143,11 @@ def test_all_is_as_without_a_wrapper(process_group: None, wrap: Any, given: str)
         np.testing.assert_allclose(entry.value, output, rtol=1e-5, atol=1e-6)
 
 
-def test_two_processes_capture_each_its_share(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["DDP", "FSDP", "fully_shard"])
+def test_two_processes_capture_each_its_share(kind: str, tmp_path: Path) -> None:
     if not (dist.is_available() and dist.is_gloo_available()):
         pytest.skip("this torch has no torch.distributed")
-    command = [sys.executable, "-m", "tests.block.parallel_worker"]
+    command = [sys.executable, "-m", "tests.block.parallel_worker", kind]
     running = [
         subprocess.Popen(
             [*command, str(rank), str(tmp_path / "store")],
@@ -333,6 +334,23 @@ def test_a_replica_that_raises_ends_its_step() -> None:
         model(x)
     assert [m.step for m in captured.attention] == [0, None, 1]
     assert [(e.call, e.step) for e in captured.modules[""]] == [(1, 1)]
+
+
+def test_a_compiled_layer_of_torch_s_own() -> None:
+    """Its class is called, not what was looked up when it was compiled."""
+    layer, x = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).eval(), numbers()
+    wrapper = compiled(layer)
+    with torch.no_grad():
+        for of in (layer, wrapper):
+            with capture(of, modules=[""]) as captured:
+                wrapper(x)
+                wrapper(x)
+            assert [(m.module_path, m.step) for m in captured.attention] == [
+                ("self_attn", 0),
+                ("self_attn", 1),
+            ]
+            assert [(e.call, e.step) for e in captured.modules[""]] == [(0, 0), (1, 1)]
+    torch._dynamo.reset()
 
 
 def test_a_model_that_is_compiled_in_the_block() -> None:

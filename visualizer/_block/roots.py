@@ -103,17 +103,17 @@ class Root:
 
     def begin(self, module: nn.Module) -> bool:
         """Note that a module is called; return whether a forward of the model begins with that."""
-        inner = innermost(module)
+        inner, forwards = innermost(module), self._running.forwards
         if identity(inner) != self.place or not self.is_alive:
             return False
-        forwards, self._met_in = self._running.forwards, None
-        is_part = bool(forwards) and forwards[-1].is_wrapped
         if not forwards and self._replicated and is_replica(module):
-            return False
-        if not is_part:
-            self._last, self._is_fresh = next(self._counter), False
-        step = forwards[-1].step if is_part else self._last
-        assert step is not None
+            return False  # a part of the forward that began in another thread
+        is_part = bool(forwards) and forwards[-1].is_wrapped
+        if is_part:
+            step = forwards[-1].step
+        else:
+            step = self._last = next(self._counter)
+            self._is_fresh, self._met_in = False, None
         forwards.append(_Forward(identity(module), step, module is not inner))
         self._replicated += isinstance(module, nn.DataParallel)
         return not is_part
@@ -126,8 +126,6 @@ class Root:
             self._replicated -= isinstance(module, nn.DataParallel)
             if not forwards:
                 self._last = None
-        elif self._met_in == threading.get_ident() and identity(innermost(module)) == self.place:
-            self._last = self._met_in = None
 
     def step(self, stack: list[nn.Module] | None = None) -> int | None:
         """Return the forward that this thread is in, or another, that may have made the thread.

@@ -74,7 +74,8 @@ def _may_recompute(torch: ModuleType) -> bool:
     """Tell whether a backward pass runs, or somebody looks after what is saved for one."""
     if torch._C._current_graph_task_id() != -1:
         return True
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    find_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return find_hooks is not None and find_hooks(True) is not None
 
 
 def _is_recomputed() -> bool:
