@@ -111,3 +111,29 @@ def test_patterns_name_the_layers(timm: Any) -> None:
     assert [(entry.layer, entry.call, entry.step) for entry in entries] == [(2, 0, 0), (2, 1, 1)]
     assert [made.step for made in captured.attention] == [0, 0, 0, 1, 1, 1]
     assert captured.attention.paths == [f"blocks.{layer}.attn" for layer in range(3)]
+
+
+def test_checkpointed_blocks_are_recorded_once(timm: Any) -> None:
+    model, picture = build(timm, "vit_tiny_patch16_224")
+    model.train()
+
+    def train() -> list[Any]:
+        model.zero_grad()
+        for _ in range(2):
+            output = model(picture)
+            output.square().mean().backward()
+        return [output, *(p.grad for p in model.parameters())]
+
+    plain = train()
+    model.set_grad_checkpointing()
+    expected = train()
+    with visualizer.capture(model, modules=["blocks.{layer}", ""]) as captured:
+        found = train()
+    for got, one, other in zip(found, expected, plain, strict=True):
+        assert torch.equal(got, one)
+        assert torch.equal(got, other)
+    assert [
+        (made.module_path, made.layer, made.call, made.step) for made in captured.attention
+    ] == [(f"blocks.{layer}.attn", layer, step, step) for step in (0, 1) for layer in range(3)]
+    for entries in captured.modules.values():
+        assert [(entry.call, entry.step) for entry in entries] == [(0, 0), (1, 1)]

@@ -16,6 +16,7 @@ from visualizer._block.attention_record import AttentionRecord, Versions
 from visualizer._block.budget import Budget, in_words
 from visualizer._block.options import Keep
 from visualizer._block.places import Place, Places
+from visualizer._block.wrappers import spots
 from visualizer._intercept.checkpoints import Checkpoints
 from visualizer._intercept.holding import pins_more
 from visualizer._intercept.install import AttentionPatches, attention_functions
@@ -168,8 +169,8 @@ class AttentionTap:
         """Return `(module path, reason)` for functions that modules keep, which are not seen."""
         functions = attention_functions()
         return [
-            (path, f"it keeps {functions[id(kept)]} in its attribute {name!r}")
-            for path, module in model.named_modules()
+            (spot.path, f"it keeps {functions[id(kept)]} in its attribute {name!r}")
+            for spot, module in spots(model)
             for name, kept in _functions_of(module)
             if id(kept) in functions
         ]

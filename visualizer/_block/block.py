@@ -91,7 +91,8 @@ class Block:
 
     def on_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not is_second_time():
-            self._places.on_call(module)
+            if self._places.on_call(module):
+                self.modules.on_step()
             self.modules.on_call(module, args, kwargs)
 
     def on_return(self, module: nn.Module, output: Any) -> None:

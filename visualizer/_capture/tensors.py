@@ -7,7 +7,7 @@ import sys
 from contextlib import ExitStack
 from enum import Enum
 from functools import cache
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 from visualizer._capture.device_copies import copies
@@ -51,11 +51,47 @@ def find_obstacle() -> Obstacle | None:
     try:
         if torch.compiler.is_dynamo_compiling():
             return Obstacle.COMPILER
-        if torch._C._current_graph_task_id() != -1:
+        if _may_recompute(torch) and _is_recomputed():
             return Obstacle.BACKWARD
         return Obstacle.TRACE if torch._C._get_tracing_state() is not None else None
     except AttributeError:  # torch is being imported just now
         return None
+
+
+_RECOMPUTING = frozenset(
+    {
+        ("torch.autograd.function", "BackwardCFunction.apply"),
+        ("torch.autograd.function", "BackwardCFunction.apply_boxed"),
+        ("torch.utils.checkpoint", "CheckpointFunction.backward"),
+        ("torch.utils.checkpoint", "_checkpoint_hook.__init__.<locals>.unpack_hook"),
+    }
+)
+"""torch's own functions that run parts of a program a second time, or call what does."""
+_ENGINE = frozenset({("torch.autograd.graph", "_engine_run_backward")})
+
+
+def _may_recompute(torch: ModuleType) -> bool:
+    """Tell whether a backward pass runs, or somebody looks after what is saved for one."""
+    if torch._C._current_graph_task_id() != -1:
+        return True
+    find_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return find_hooks is not None and find_hooks(True) is not None
+
+
+def _is_recomputed() -> bool:
+    """Tell a call that autograd makes again from one that a hook of the program's makes.
+
+    A hook is called by the engine, without a function of torch's between them.
+    """
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        function = frame.f_globals.get("__name__"), frame.f_code.co_qualname
+        if function in _RECOMPUTING:
+            return True
+        if function in _ENGINE:
+            return False
+        frame = frame.f_back
+    return False
 
 
 def fast_tensor_to_array(value: Any) -> Any:

@@ -1,0 +1,142 @@
+"""A model whose modules have paths, and whose forwards are counted."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import weakref
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from visualizer._block.wrappers import Spot, innermost, is_replica, spots
+
+__all__ = ["Root", "identity"]
+
+
+def identity(module: nn.Module) -> int:
+    """Return a number that tells modules apart, but not the replicas of DataParallel.
+
+    They share the dict of hooks with the module that they are made from.
+    """
+    return id(_hooks(module))
+
+
+def _hooks(module: nn.Module) -> Any:
+    return vars(module).get("_forward_pre_hooks", module)
+
+
+_spots: weakref.WeakKeyDictionary[nn.Module, dict[int, Spot]] = weakref.WeakKeyDictionary()
+"""Where the modules of models are, by identity; what is found here is checked before it is used."""
+
+
+def _find_spots(model: nn.Module) -> dict[int, Spot]:
+    found = {identity(module): spot for spot, module in spots(model)}
+    _spots[model] = found
+    return found
+
+
+def _is_at(model: nn.Module, raw: str, place: int) -> bool:
+    """Tell whether a module is still where it was."""
+    module: Any = model
+    for part in raw.split(".") if raw else ():
+        module = module._modules.get(part)
+        if module is None:
+            return False
+    return identity(module) == place
+
+
+class _Forward(NamedTuple):
+    """A forward that runs; of a wrapper, if `is_wrapped`: then what it wraps runs within it."""
+
+    place: int
+    step: int
+    is_wrapped: bool
+
+
+class _Running(threading.local):
+    """The forwards of a root that this thread is in, the innermost last."""
+
+    def __init__(self) -> None:
+        self.forwards: list[_Forward] = []
+
+
+class Root:
+    """A model whose modules have paths.
+
+    Args:
+        model: It, without what is wrapped around it.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.place = identity(model)
+        self._model = weakref.ref(model)
+        self._anchor = weakref.ref(_hooks(model))  # lives as long as the model, or a replica
+        self._spots = _spots.get(model) or _find_spots(model)
+        self._is_fresh = False
+        self._counter = itertools.count()
+        self._running = _Running()
+        self._replicated = 0
+        self._last: int | None = None
+        self._met_in: int | None = None
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the model is still there: another may be where it was."""
+        return self._anchor() is not None
+
+    def path_of(self, place: int) -> str | None:
+        """Return the path of a module; None where it is none of the model's."""
+        if not self.is_alive:
+            return None
+        spot, model = self._spots.get(place), self._model()
+        if model is None or (spot is not None and _is_at(model, spot.raw, place)):
+            return None if spot is None else spot.path
+        if spot is not None or not self._is_fresh:  # modules were replaced, perhaps
+            self._spots, self._is_fresh = _find_spots(model), True
+            spot = self._spots.get(place)
+        return None if spot is None else spot.path
+
+    def meet(self) -> None:
+        """Count a forward that runs already, and whose end will not be told."""
+        self._last, self._met_in = next(self._counter), threading.get_ident()
+
+    def begin(self, module: nn.Module) -> bool:
+        """Note that a module is called; return whether a forward of the model begins with that."""
+        inner, forwards = innermost(module), self._running.forwards
+        if identity(inner) != self.place or not self.is_alive:
+            return False
+        if not forwards and self._replicated and is_replica(module):
+            return False  # a part of the forward that began in another thread
+        is_part = bool(forwards) and forwards[-1].is_wrapped
+        if is_part:
+            step = forwards[-1].step
+        else:
+            step = self._last = next(self._counter)
+            self._is_fresh, self._met_in = False, None
+        forwards.append(_Forward(identity(module), step, module is not inner))
+        self._replicated += isinstance(module, nn.DataParallel)
+        return not is_part
+
+    def end(self, module: nn.Module) -> None:
+        """Note that a module has returned, or that an exception has left it."""
+        forwards = self._running.forwards
+        if forwards and forwards[-1].place == identity(module):
+            forwards.pop()
+            self._replicated -= isinstance(module, nn.DataParallel)
+            if not forwards:
+                self._last = None
+
+    def step(self, stack: list[nn.Module] | None = None) -> int | None:
+        """Return the forward that this thread is in, or another, that may have made the thread.
+
+        Args:
+            stack: The modules that are being called in this thread.
+        """
+        forwards = self._running.forwards
+        if forwards:
+            return forwards[-1].step
+        is_met_here = stack is not None and self._met_in == threading.get_ident()
+        if is_met_here and self.place not in map(identity, stack or ()):
+            self._last = self._met_in = None  # that forward is over
+        return self._last
