@@ -82,11 +82,16 @@ def _looks_like_attention(weights: Tensor, module: Any) -> bool:
 
 def _observe(weights: Tensor, module: Any) -> Observation:
     with unobserved(weights.device.type):
-        weights = _four_axes(weights.detach(), getattr(module, "num_heads", None))
+        weights = _four_axes(weights.detach(), _heads_of(module))
     batch, head, query, key = weights.shape
     return WeightsObservation(
         source="softmax", shape=(batch, head, query, key), module=module, weights=weights
     )
+
+
+def _heads_of(module: Any) -> Any:
+    """Return the number of heads as a module tells it: torch's name for it, or diffusers'."""
+    return getattr(module, "num_heads", getattr(module, "heads", None))
 
 
 def _four_axes(weights: Tensor, heads: Any) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 from visualizer._grids import rows_and_columns
 from visualizer.errors import ShapeError
 
-__all__ = ["Grid", "check_grid", "rows_and_columns"]
+__all__ = ["Grid", "check_grid", "grid_in_proportion", "rows_and_columns"]
 
 Grid = int | tuple[int, int]
 
@@ -27,6 +27,20 @@ def check_grid(grid: Any, tokens: int, prefix_tokens: int = 0) -> tuple[int, int
         f"{tokens} tokens don't fit a grid of {rows}×{columns} = {rows * columns} patches{prefix}. "
         f"{_guess(tokens, rows * columns, prefix_tokens)}"
     )
+
+
+def grid_in_proportion(tokens: int, height: float, width: float) -> tuple[int, int] | None:
+    """Return the grid of so many patches that has a picture's proportions; None if none has.
+
+    Either side may be a little longer, by less than a patch: where a picture is halved again and
+    again, an odd side is rounded up. Of several such grids it is the one that fits exactly.
+    """
+    pairs = [(rows, tokens // rows) for rows in range(1, tokens + 1) if tokens % rows == 0]
+    exact = [pair for pair in pairs if pair[0] * width == pair[1] * height]
+    high = math.sqrt(tokens * height / width)
+    near = [pair for pair in pairs if max(abs(pair[0] - high), abs(pair[1] - tokens / high)) < 1]
+    found = exact or near
+    return found[0] if len(found) == 1 else None
 
 
 def _guess(tokens: int, patches: int, prefix_tokens: int) -> str:

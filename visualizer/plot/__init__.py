@@ -18,6 +18,7 @@ from visualizer.plot.statistics import (
     plot_entropy,
     plot_head_specialization,
 )
+from visualizer.plot.tokens import visualize_tokens, visualize_tokens_over_steps
 
 __all__ = [
     "cls_padding",
@@ -35,4 +36,6 @@ __all__ = [
     "visualize_layers",
     "visualize_mosaic",
     "visualize_rollout",
+    "visualize_tokens",
+    "visualize_tokens_over_steps",
 ]
