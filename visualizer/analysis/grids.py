@@ -32,15 +32,15 @@ def check_grid(grid: Any, tokens: int, prefix_tokens: int = 0) -> tuple[int, int
 def grid_in_proportion(tokens: int, height: float, width: float) -> tuple[int, int] | None:
     """Return the grid of so many patches that has a picture's proportions; None if none has.
 
-    Either side may be a little longer, by less than a patch: where a picture is halved again and
-    again, an odd side is rounded up. Of several such grids it is the one that fits exactly.
+    That is the one whose sides are the picture's, both divided by the same number and rounded up,
+    as convolutions do it that halve a picture again and again. There is one at most.
     """
-    pairs = [(rows, tokens // rows) for rows in range(1, tokens + 1) if tokens % rows == 0]
-    exact = [pair for pair in pairs if pair[0] * width == pair[1] * height]
-    high = math.sqrt(tokens * height / width)
-    near = [pair for pair in pairs if max(abs(pair[0] - high), abs(pair[1] - tokens / high)) < 1]
-    found = exact or near
-    return found[0] if len(found) == 1 else None
+    for rows in range(1, tokens + 1):
+        columns, rest = divmod(tokens, rows)
+        longest = min(rows * width, columns * height)
+        if not rest and max((rows - 1) * width, (columns - 1) * height) < longest:
+            return rows, columns
+    return None
 
 
 def _guess(tokens: int, patches: int, prefix_tokens: int) -> str:

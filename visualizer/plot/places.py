@@ -133,15 +133,16 @@ def places_of(found: list[Columns], grid_size: Grid | None, region: Region) -> l
     """
     counts = [columns.shape[0] for columns in found]
     for sides in _proportions(grid_size, region, max(counts)):
-        grids = [grid_in_proportion(count, *sides) for count in counts]
-        fitting = [grid for grid in grids if grid is not None]
+        grids = {count: grid_in_proportion(count, *sides) for count in set(counts)}
+        fitting = [grid for grid in map(grids.get, counts) if grid is not None]
         if len(fitting) == len(counts):
             size = max(fitting, key=lambda grid: grid[0] * grid[1])
             return [Places(*each, size) for each in zip(found, fitting, strict=True)]
     width, height = region.right - region.left, region.bottom - region.top
+    count = next(count for count in counts if grids[count] is None)
     expected = f"the picture, {width:g}×{height:g}, nor is there a square one"
     raise ShapeError(
-        f"no grid of {counts[grids.index(None)]} queries has the proportions of "
+        f"no grid of {count} queries has the proportions of "
         f"{expected if grid_size is None else f'the grid, {grid_size}'}. Pass the grid_size of the "
         f"largest map, (rows, columns), and maps of the same proportions; in joint attention, say "
         f"which queries are the picture: queries=slice(…)"
