@@ -17,6 +17,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor, Slice
 
 import visualizer
 from tests.attention_models.diffusion import KINDS, autoencoder, build, clip, flux
+from visualizer.errors import ShapeError
 
 STEP_BY_STEP = [name for name in KINDS if name not in ("sd3", "flux")]
 """Those for whose attention diffusers has a processor that computes the weights."""
@@ -310,7 +311,7 @@ def test_a_flow_matching_loop(name: str) -> None:
 
     with torch.no_grad():
         plain = denoise()
-        with visualizer.capture(model, keep="all") as captured:
+        with visualizer.capture(model) as captured:
             output = denoise()
     assert torch.equal(plain, output)
     calls = KINDS[name].calls
@@ -358,6 +359,11 @@ def test_a_pipeline(stable_diffusion: Any) -> None:
         step for step in range(3) for _ in range(14)
     ]
     assert captured.explain() == ""
+
+    with visualizer.capture(pipe.unet, keep=2) as every_other:
+        draw(pipe, prompt="a cat dog")
+    assert {made.step for made in every_other.attention} == {0, 2}
+    assert len(every_other.attention) == 2 * 14
 
     cross = [made for made in captured.attention if made.module_path.endswith("attn2")]
     assert {made.shape for made in cross} == {(2, 4, 64, 8), (2, 4, 16, 8)}
@@ -421,3 +427,63 @@ def test_pipelines_of_joint_attention() -> None:
             (items, joint[0].shape[1], images + 5, images + 5)
         }
         assert all(made.confirmed for made in captured.attention)
+
+
+def shown(figure: Any) -> list[np.ndarray]:
+    """Return what a figure lays over its picture, token by token."""
+    axes = [ax for ax in figure.axes if ax.get_label() != "<colorbar>"]
+    return [np.asarray(ax.images[1].get_array()) for ax in axes[1:]]
+
+
+def test_the_figure_of_a_pipeline(stable_diffusion: Any) -> None:
+    plot = pytest.importorskip("visualizer.plot", reason="matplotlib is not installed")
+    pipe = stable_diffusion
+    with visualizer.capture(pipe.unet) as captured:
+        (image,) = draw(pipe, prompt="a cat dog", height=16, width=16)
+    with pytest.raises(ShapeError, match=r"\[8, 16, 64\].*attn2"):
+        plot.visualize_tokens(captured.attention, image, [2], item=1)
+    cross = [m for m in captured.attention if m.module_path.endswith("attn2") and m.step > 0]
+    tokens = pipe.tokenizer.convert_ids_to_tokens(
+        pipe.tokenizer("a cat dog", padding="max_length").input_ids
+    )
+    figure = plot.visualize_tokens(cross, image, [2, 3], tokens=tokens, item=1)
+    sides = torch.nn.functional.interpolate
+    for found, token in zip(shown(figure), (2, 3), strict=True):
+        total = torch.zeros(8, 8, dtype=torch.float64)
+        for made in cross:
+            side = int(made.shape[2] ** 0.5)
+            grid = torch.from_numpy(np.asarray(made)[1, :, :, token]).double().mean(0)
+            grid = grid.view(1, 1, side, side)
+            total += sides(grid, (8, 8), mode="bilinear", align_corners=False)[0, 0] / len(cross)
+        assert np.abs(found - total.numpy()).max() <= 1e-6
+    titles = [ax.get_title() for ax in figure.axes]
+    assert titles[1:3] == ["2: cat</w>", "3: dog</w>"]
+    over = plot.visualize_tokens_over_steps(
+        captured.attention["mid_block.attentions.0.transformer_blocks.0.attn2"], image, 2, item=1
+    )
+    assert [ax.get_title() for ax in over.axes[:3]] == ["Step 0", "Step 1", "Step 2"]
+
+
+@pytest.mark.parametrize(("name", "text_first"), [("sd3", False), ("flux", True)])
+def test_figures_of_joint_attention(name: str, text_first: bool) -> None:
+    plot = pytest.importorskip("visualizer.plot", reason="matplotlib is not installed")
+    model, inputs = build(KINDS[name]), KINDS[name].inputs()
+    with visualizer.capture(model) as captured:
+        run(model, inputs)
+    joint = [made for made in captured.attention if made.shape[3] == 21]
+    text, image = (slice(0, 5), slice(5, 21)) if text_first else (slice(16, 21), slice(0, 16))
+    picture = np.zeros((8, 8, 3))
+    figure = plot.visualize_tokens(joint, picture, [0, 4], item=1, queries=image, keys=text)
+    for found, token in zip(shown(figure), (0, 4), strict=True):
+        columns = [np.asarray(made)[1, :, image, text][..., token].mean(0) for made in joint]
+        assert np.abs(found.ravel() - np.mean(columns, axis=0)).max() <= 1e-6
+
+    moved = {**inputs, "encoder_hidden_states": inputs["encoder_hidden_states"].clone()}
+    moved["encoder_hidden_states"][1, 4] += 3  # of the text, its last token alone
+    with visualizer.capture(model) as other:
+        run(model, moved)
+    change = [np.asarray(made[1, :, image]) for made in (other.attention[0], joint[0])]
+    scores = np.log(change[0]) - np.log(change[1])
+    scores -= scores[..., image][..., :1]  # softmax's own divisor
+    keys = np.flatnonzero(np.abs(scores).max(axis=(0, 1)) > 1e-3)
+    assert keys.tolist() == [text.start + 4]
