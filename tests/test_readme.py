@@ -31,7 +31,7 @@ def test_there_are_examples() -> None:
 )
 def test_example(code: str, printed: str | None, tmp_path: Path) -> None:
     assert printed is not None, "an example prints something, so that its test can fail"
-    for library in ("torch", "transformers", "timm", "matplotlib"):
+    for library in ("torch", "transformers", "timm", "diffusers", "matplotlib"):
         used = library in code or (library == "matplotlib" and "visualize_" in code)
         if used and importlib.util.find_spec(library) is None:
             pytest.skip(f"{library} is not installed")

@@ -63,6 +63,12 @@ ODD: dict[str, Callable[[], Any]] = {
     "rollout": lambda: plot.visualize_rollout(weights(2, 2, 5, 5), picture(), 2),
     "wide rollout": lambda: plot.visualize_rollout(weights(2, 2, 5, 5), WIDE, 2),
     "tall rollout": lambda: plot.visualize_rollout(weights(2, 2, 5, 5), TALL, 2),
+    "1 token of a text": lambda: plot.visualize_tokens(weights(1, 1), picture(), 0),
+    "77 tokens of a text": lambda: plot.visualize_tokens(weights(16, 77), picture(), range(77)),
+    "tokens over wide": lambda: plot.visualize_tokens(
+        weights(8, 20), WIDE, range(20), tokens=WORDS, shared_scale=False
+    ),
+    "tokens over tall": lambda: plot.visualize_tokens(weights(8, 20), TALL, [0], tokens=WORDS),
     "entropy of 1": lambda: plot.plot_entropy(weights(1, 1, 5, 5)),
     "entropy of 12": lambda: plot.plot_entropy(weights(12, 12, 5, 5)),
     "entropy of 24": lambda: plot.plot_entropy(weights(24, 40, 5, 5)),
@@ -123,6 +129,7 @@ def test_figures_come_out() -> None:
         plot.visualize_grid_to_grid(weights(4, 4), 0, picture(), 2),
         plot.visualize_grid_to_grid_with_cls(weights(5, 5), 0, picture(), 2),
         plot.plot_head_specialization(weights(2, 2, 5, 5)),
+        plot.visualize_tokens(weights(4, 3), picture(), 0),
         plot.grid_show([(picture(), "a")], 1),
     ):
         assert isinstance(made, figures.Figure)
@@ -150,6 +157,7 @@ plot.visualize_grid_to_grid_with_cls(maps[0, 0], 0, image, 2).savefig("a.png")
 plot.visualize_cls(maps[0], image, 2).savefig("a.png")
 plot.visualize_rollout(maps, image, 2).figure.savefig("a.png")
 plot.visualize_mosaic(maps).figure.savefig("a.png")
+plot.visualize_tokens(maps[0, 0, 1:], image, 2).savefig("a.png")
 plot.plot_entropy(maps).figure.savefig("a.png")
 plot.plot_attention_distance(maps, 2).figure.savefig("a.png")
 plot.plot_head_specialization(maps, 2).savefig("a.png")

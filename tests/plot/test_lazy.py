@@ -29,6 +29,7 @@ from visualizer.plot import (  # noqa: E402
     visualize_layers,
     visualize_mosaic,
     visualize_rollout,
+    visualize_tokens,
 )
 from visualizer.plot.maps import one_map  # noqa: E402
 
@@ -49,6 +50,11 @@ OF_ONE_MAP: dict[str, Draw] = {
         m, 16, picture(), 4, head=2, **of
     ),
     "cls": lambda m, **of: visualize_cls(m, picture(), 4, **of),
+    "tokens": lambda m, **of: visualize_tokens(m, picture(), [0, 16], (1, 17), **of),
+    "tokens, one head": lambda m, **of: visualize_tokens(m, picture(), 3, (17, 1), head=1, **of),
+    "tokens of a part": lambda m, **of: visualize_tokens(
+        m, picture(), [0, 1], queries=slice(1, None), keys=slice(1, 3), **of
+    ),
     "cls, strongest": lambda m, **of: visualize_cls(m, picture(), 4, keep_mass=0.6, **of),
 }
 OF_LAYERS: dict[str, Draw] = {
@@ -56,6 +62,7 @@ OF_LAYERS: dict[str, Draw] = {
     "small mosaic": lambda m, **of: visualize_mosaic(m, max_pixels=5, shared_scale=False, **of),
     "layers": lambda m, **of: visualize_layers(m, [0, 2], **of),
     "layers, a head": lambda m, **of: visualize_layers(m, [1, 0], head=1, tokens=TOKENS, **of),
+    "tokens": lambda m, **of: visualize_tokens(m, picture(), [0, 16], (1, 17), **of),
     "rollout": lambda m, **of: visualize_rollout(m, picture(), 4, **of),
     "rollout to a patch": lambda m, **of: visualize_rollout(m, picture(), 4, query=16, **of),
     "rollout to all": lambda m, **of: visualize_rollout(
@@ -228,7 +235,7 @@ def test_large_maps_are_reduced_as_arrays_are(tokens: int) -> None:
 def test_nothing_takes_the_whole_map(draw: Draw) -> None:
     given = Watched.of()
     draw(given)
-    assert max(np.prod(shape) for shape in given.taken) <= 700 / 4
+    assert max((np.prod(shape) for shape in given.taken), default=0) <= 700 / 4
     assert sum(np.prod(shape) for shape in given.taken) <= given.size
 
 

@@ -81,7 +81,7 @@ def _looks_like_attention(weights: Tensor, module: Any) -> bool:
 
 
 def _observe(weights: Tensor, module: Any) -> Observation:
-    heads = getattr(module, "num_heads", None)
+    heads = _heads_of(module)
     with unobserved(weights.device.type):
         four = _four_axes(weights.detach(), heads)
     batch, head, query, key = four.shape
@@ -93,6 +93,11 @@ def _observe(weights: Tensor, module: Any) -> Observation:
         program_weights=weights,
         arrange=lambda tensor: _four_axes(tensor, heads),
     )
+
+
+def _heads_of(module: Any) -> Any:
+    """Return the number of heads as a module tells it: torch's name for it, or diffusers'."""
+    return getattr(module, "num_heads", getattr(module, "heads", None))
 
 
 def _four_axes(weights: Tensor, heads: Any) -> Tensor:

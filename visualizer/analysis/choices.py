@@ -1,4 +1,4 @@
-"""Which item, head or layer: what was chosen, having made sure that there is such a one."""
+"""Which item, head, layer or part: what was chosen, having made sure that there is such a one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from visualizer.errors import OutOfRangeError, ShapeError
 
-__all__ = ["check_index", "check_item"]
+__all__ = ["check_index", "check_item", "check_part"]
 
 
 def check_index(index: Any, count: int, name: str) -> int:
@@ -46,3 +46,24 @@ def check_item(item: int | None, shape: tuple[int, ...], name: str) -> int:
             f"item={shape[0] - 1}"
         )
     return check_index(item or 0, shape[0], "item")
+
+
+def check_part(part: slice | None, count: int, name: str) -> slice:
+    """Return a part of `count` neighbours with its start and stop; None is all.
+
+    Raises:
+        OutOfRangeError: What is no slice, an empty one, one with a step, one that goes too far.
+    """
+    if part is None:
+        return slice(0, count)
+    try:
+        found = range(*part.indices(count)) if isinstance(part, slice) else range(0)
+        too_far = isinstance(part, slice) and part.stop is not None and part.stop > count
+    except TypeError:
+        found, too_far = range(0), False
+    if not found or found.step != 1 or too_far:
+        raise OutOfRangeError(
+            f"{name} is {part!r}; expected a slice of neighbours, of the {count} that there are, "
+            f"as slice(0, {count})"
+        )
+    return slice(found.start, found.stop)

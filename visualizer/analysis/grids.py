@@ -8,7 +8,7 @@ from typing import Any
 from visualizer._grids import rows_and_columns
 from visualizer.errors import ShapeError
 
-__all__ = ["Grid", "check_grid", "rows_and_columns"]
+__all__ = ["Grid", "check_grid", "grid_in_proportion", "rows_and_columns"]
 
 Grid = int | tuple[int, int]
 
@@ -27,6 +27,20 @@ def check_grid(grid: Any, tokens: int, prefix_tokens: int = 0) -> tuple[int, int
         f"{tokens} tokens don't fit a grid of {rows}×{columns} = {rows * columns} patches{prefix}. "
         f"{_guess(tokens, rows * columns, prefix_tokens)}"
     )
+
+
+def grid_in_proportion(tokens: int, height: float, width: float) -> tuple[int, int] | None:
+    """Return the grid of so many patches that has a picture's proportions; None if none has.
+
+    That is the one whose sides are the picture's, both divided by the same number and rounded up,
+    as convolutions do it that halve a picture again and again. There is one at most.
+    """
+    for rows in range(1, tokens + 1):
+        columns, rest = divmod(tokens, rows)
+        longest = min(rows * width, columns * height)
+        if not rest and max((rows - 1) * width, (columns - 1) * height) < longest:
+            return rows, columns
+    return None
 
 
 def _guess(tokens: int, patches: int, prefix_tokens: int) -> str:

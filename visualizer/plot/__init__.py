@@ -19,6 +19,7 @@ from visualizer.plot.statistics import (
     plot_head_specialization,
 )
 from visualizer.plot.through import visualize_relevance, visualize_rollout
+from visualizer.plot.tokens import visualize_tokens, visualize_tokens_over_steps
 
 __all__ = [
     "cls_padding",
@@ -37,4 +38,6 @@ __all__ = [
     "visualize_mosaic",
     "visualize_relevance",
     "visualize_rollout",
+    "visualize_tokens",
+    "visualize_tokens_over_steps",
 ]

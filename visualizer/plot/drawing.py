@@ -23,6 +23,7 @@ from visualizer.plot.pictures import Region
 __all__ = [
     "Mode",
     "draw_box",
+    "draw_crop",
     "draw_matrix",
     "draw_overlay",
     "draw_picture",
@@ -151,6 +152,15 @@ def draw_box(ax: Axes, region: Region) -> Rectangle:
     )
     ax.add_patch(box)
     return box
+
+
+def draw_crop(ax: Axes, region: Region, picture: Image.Image) -> None:
+    """Draw a line around what the model saw, if it is not the whole picture."""
+    if region != Region(0, 0, *picture.size):
+        x = [region.left, region.right, region.right, region.left, region.left]
+        y = [region.top, region.top, region.bottom, region.bottom, region.top]
+        ax.plot(x, y, color="white", linewidth=1.2)
+        ax.plot(x, y, color="black", linewidth=1.2, linestyle=(0, (4, 4)))
 
 
 def show_scale(drawn: ScalarMappable, axes: Axes | Sequence[Axes], label: str = WEIGHT) -> None:

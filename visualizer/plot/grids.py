@@ -17,6 +17,7 @@ from visualizer.errors import OutOfRangeError, ShapeError
 from visualizer.plot.drawing import (
     Mode,
     draw_box,
+    draw_crop,
     draw_overlay,
     draw_picture,
     largest,
@@ -85,7 +86,7 @@ def visualize_grid_to_grid(
     drawn = draw_overlay(axes[1], mask, region, alpha=alpha, mode=mode)
     for ax in axes:
         draw_box(ax, region.cell(grid_index, grid))
-    _show_crop(axes[0], region, picture)
+    draw_crop(axes[0], region, picture)
     axes[0].set_title(f"Query: patch {grid_index}")
     axes[1].set_title("Its keys")
     show_scale(drawn, axes[1])
@@ -166,7 +167,7 @@ def visualize_grid_to_grid_with_cls(
     drawn = draw_overlay(axes[1], mask, region, alpha=alpha, vmax=top, mode=mode)
     for ax in axes:
         draw_box(ax, places[grid_index])
-    _show_crop(axes[0], region, picture)
+    draw_crop(axes[0], region, picture)
     token = names[grid_index] if grid_index < prefix_tokens else f"token {grid_index}"
     axes[0].set_title(f"Query: {token}")
     axes[1].set_title(f"Its keys; on CLS {row[0]:.2g}")
@@ -264,12 +265,3 @@ def _write(ax: matplotlib.axes.Axes, tile: Region, name: str, points: float) -> 
     middle = (tile.left + tile.right) / 2, (tile.top + tile.bottom) / 2
     fitting = min(7, 0.45 * points * size[0], 0.9 * points * size[1])
     ax.text(*middle, name, ha="center", va="center", fontsize=fitting, color="black", clip_on=True)
-
-
-def _show_crop(ax: matplotlib.axes.Axes, region: Region, picture: Image.Image) -> None:
-    """Draw a line around what the model saw, if it is not the whole picture."""
-    if region != Region(0, 0, *picture.size):
-        x = [region.left, region.right, region.right, region.left, region.left]
-        y = [region.top, region.top, region.bottom, region.bottom, region.top]
-        ax.plot(x, y, color="white", linewidth=1.2)
-        ax.plot(x, y, color="black", linewidth=1.2, linestyle=(0, (4, 4)))

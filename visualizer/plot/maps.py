@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from visualizer.analysis.arrays import ROUNDING, Floats, check_weights, to_floats
-from visualizer.analysis.choices import check_index, check_item
+from visualizer.analysis.choices import check_index, check_item, check_part
 from visualizer.analysis.lazy import is_lazy, is_map
 from visualizer.analysis.rows import Rows, rows_of_array, rows_of_map
-from visualizer.errors import OutOfRangeError, ShapeError
+from visualizer.errors import NotWeightsError, OutOfRangeError, ShapeError
 
 if TYPE_CHECKING:
     from visualizer.attention import AttentionMap
 
 __all__ = [
+    "Columns",
     "Head",
     "averages_of",
+    "columns_of",
     "every_item",
     "heads_of",
     "layers_of",
@@ -58,6 +60,60 @@ def heads_of(values: Any, item: int | None = None, *, name: str = "att_map") -> 
     """
     layer = _layer(values, name)
     return _checked_rows(layer, check_item(item, layer.shape, name), slice(None), name)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Columns:
+    """A map, or a part of one, of which columns are taken.
+
+    Attributes:
+        shape: `(query, key)`.
+        take: Returns how much each query looks at a key, shape `(query,)`.
+    """
+
+    shape: tuple[int, int]
+    take: Callable[[int], Floats]
+
+
+def columns_of(
+    values: Any,
+    item: int | None = None,
+    head: Head = "mean",
+    *,
+    queries: slice | None = None,
+    keys: slice | None = None,
+    name: str = "att_map",
+) -> Columns:
+    """Return one map, or some queries and keys of it; of an `AttentionMap` nothing is computed yet.
+
+    Args:
+        values: Shape `(query, key)`, `(head, query, key)` or `(batch, head, query, key)`.
+        item: Which item of the batch; may be left out where there is one.
+        head: Which head, or "mean" for their average.
+        queries: Which queries; None is all.
+        keys: Which keys; None is all.
+        name: What messages call it.
+    """
+    layer = _layer(values, name)
+    item = check_item(item, layer.shape, name)
+    heads = _chosen_heads(layer.shape[1:], head, name)
+    rows = check_part(queries, layer.shape[2], "queries")
+    columns = check_part(keys, layer.shape[3], "keys")
+    if not is_map(layer):
+        _check(layer[item, heads], name)
+
+    def take(key: int) -> Floats:
+        key += columns.start
+        whole = layer.column(key, item=item) if is_map(layer) else layer[item, :, :, key]
+        taken = whole[heads, rows]
+        if not (taken.min() >= 0 and taken.max() <= 1 + ROUNDING):
+            raise NotWeightsError(
+                f"{name}, key {key}, has weights from {taken.min():.3g} to {taken.max():.3g}; "
+                f"expected 0 to 1. Where a mask hides every key, softmax gives NaN"
+            )
+        return np.asarray(taken.mean(axis=0))
+
+    return Columns((rows.stop - rows.start, columns.stop - columns.start), take)
 
 
 def every_item(values: Any, *, name: str = "att_map") -> Floats | AttentionMap:
