@@ -17,6 +17,7 @@ __all__ = [
     "MissingDependencyError",
     "ModelError",
     "NotInstrumentableError",
+    "NotStepsError",
     "NotWeightsError",
     "OutOfRangeError",
     "OutputFolderError",
@@ -85,6 +86,10 @@ class ShapeError(VisualizerError, ValueError):
 
 class NotWeightsError(VisualizerError, ValueError):
     """Values are not attention weights: negative, not finite, or rows that don't sum to 1."""
+
+
+class NotStepsError(VisualizerError, ValueError):
+    """Attention maps are not those of the steps of one generation, in order and without gaps."""
 
 
 class OutOfRangeError(VisualizerError, IndexError, ValueError):

@@ -15,7 +15,7 @@ from visualizer._block.attention_record import AttentionRecord, Versions
 from visualizer._block.budget import Budget, in_words
 from visualizer._block.options import Keep
 from visualizer._block.places import Place, Places
-from visualizer._intercept.holding import pins_more
+from visualizer._intercept.holding import is_cache, pins_more
 from visualizer._intercept.install import AttentionPatches, attention_functions
 from visualizer._intercept.observation import Observation, QueryKeyObservation
 from visualizer._intercept.observers import Sighting
@@ -317,14 +317,14 @@ def _can_wait(sighting: Sighting) -> bool:
 
     Tensors with a graph would keep that alive, and parts of larger ones those. Tensors of inference
     mode don't tell when they are written to. A decoder's keys, more than its queries, would keep
-    its cache.
+    its cache, and those of a static one are written to by the next step.
     """
     if len(sighting.tensors) < 4:
         return False
     query, key, value, output = sighting.tensors[:4]
     if query is None or key is None or value is None or output is None:
         return False
-    if not key.nbytes <= query.nbytes <= _SMALL:
+    if not key.nbytes <= query.nbytes <= _SMALL or is_cache(query, key):
         return False
     if any(tensor is not None and tensor.nbytes > _SMALL for tensor in sighting.tensors[4:]):
         return False

@@ -5,6 +5,7 @@ from visualizer.attention.call import AttentionCall
 from visualizer.attention.mask import Mask
 from visualizer.attention.record import ArrayRecord, MapRecord
 from visualizer.attention.rows import weights_of_rows
+from visualizer.attention.steps import join_steps
 from visualizer.attention.stream import Block
 from visualizer.attention.unobserved import is_unobserved, unobserved
 
@@ -16,6 +17,7 @@ __all__ = [
     "MapRecord",
     "Mask",
     "is_unobserved",
+    "join_steps",
     "unobserved",
     "weights_of_rows",
 ]

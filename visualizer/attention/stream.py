@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from visualizer.attention.call import AttentionCall
+from visualizer.attention.joined import Joined, Part
 from visualizer.attention.picks import Pick, Shape
 from visualizer.attention.record import Source, dtype_of
 from visualizer.attention.rows import head_runs
@@ -86,11 +87,16 @@ def stream(source: Source, *, at_least: int = 1) -> Iterator[Piece]:
     """Compute a map, piece by piece.
 
     Args:
-        source: A call or weights.
+        source: A call, weights, or joined ones.
         at_least: How many keys a piece has; those at the ends that no query sees may be missing.
     """
     if isinstance(source, Tensor):
         yield from _stream_tensor(source)
+        return
+    if isinstance(source, Joined):
+        for part in source.parts:
+            for piece in stream(part.source):
+                yield _placed(piece, part, source, at_least)
         return
     row_bytes = source.shape[3] * source.dtype.itemsize
     buffers: list[Tensor] = []
@@ -125,6 +131,23 @@ def _stream_tensor(tensor: Tensor) -> Iterator[Piece]:
     for pick in plan((batch, heads, queries, keys), 1, keys * dtype.itemsize, BLOCK_BYTES):
         values = tensor[pick.items.start, pick.heads, pick.queries].to(dtype)
         yield Piece(pick.items.start, pick.heads, _queries(pick), pick.keys, values)
+
+
+def _placed(piece: Piece, part: Part, whole: Joined, at_least: int) -> Piece:
+    """Return a piece of a part as one of the whole, with so many keys at least."""
+    start = part.keys.start + piece.keys.start
+    stop = min(part.keys.start + piece.keys.stop, part.keys.stop)
+    weights = piece.weights[..., : max(0, stop - start)].to(whole.device, whole.dtype)
+    keys = slice(start, stop)
+    if stop - start < at_least:
+        low = max(0, min(start, whole.keys - at_least))
+        keys = slice(low, max(stop, low + at_least))
+        wider = weights.new_zeros((*weights.shape[:-1], keys.stop - low))
+        wider[..., start - low : start - low + weights.shape[-1]] = weights
+        weights = wider
+    before = part.queries.start
+    queries = slice(before + piece.queries.start, before + piece.queries.stop)
+    return Piece(piece.item, piece.heads, queries, keys, weights)
 
 
 def _queries(pick: Pick) -> slice:
