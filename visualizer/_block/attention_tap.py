@@ -78,6 +78,7 @@ class _Seen(NamedTuple):
     place: Place
     versions: Versions | None
     kind: Hashable
+    may_be_rows: bool
 
 
 class AttentionTap:
@@ -169,7 +170,7 @@ class AttentionTap:
             self.foreign += 1
             return
         if not (self._let_wait and _can_wait(sighting)):
-            self.catch_up()  # calls stay in their order
+            self.catch_up(as_smallest=_is_decoding(sighting))  # calls stay in their order
             self._look(_Waiting(sighting, place, None), settle=True)
             return
         with self._lock:
@@ -178,11 +179,12 @@ class AttentionTap:
         if self._bytes_waiting > _MOST_WAITING:
             self.catch_up(settle=True)
 
-    def catch_up(self, *, settle: bool = False) -> None:
+    def catch_up(self, *, settle: bool = False, as_smallest: bool = False) -> None:
         """Look at the calls that wait.
 
         Args:
             settle: Also let go of the program's tensors, as far as they are not kept.
+            as_smallest: That, and compute rows where these are smaller.
         """
         if not self._waiting:
             return
@@ -190,13 +192,13 @@ class AttentionTap:
             waiting, self._waiting, self._bytes_waiting = self._waiting, [], 0
             for each in waiting:
                 try:
-                    self._look(each, settle=settle)
+                    self._look(each, settle=settle or as_smallest, as_smallest=as_smallest)
                 except OverwrittenError:
                     pass  # reading the map says so
                 except Exception as error:
                     self.on_error(error)
 
-    def _look(self, waiting: _Waiting, *, settle: bool) -> None:
+    def _look(self, waiting: _Waiting, *, settle: bool, as_smallest: bool = False) -> None:
         sighting = waiting.sighting
         observation, place = sighting.look(), waiting.place
         observation.module = None  # it need not live as long as the map
@@ -205,7 +207,8 @@ class AttentionTap:
             key = ("attention" if place.module_path is None else place.module_path, reason)
             self.unseen[key] = self.unseen.get(key, 0) + 1
             return
-        seen = _Seen(observation, place, waiting.versions, sighting.kind)
+        may_be_rows = as_smallest or waiting.versions is None
+        seen = _Seen(observation, place, waiting.versions, sighting.kind, may_be_rows)
         with self._lock:
             site = self._site(place)
             call = site.calls
@@ -244,7 +247,7 @@ class AttentionTap:
         """Return which form is asked for, or which of queries and keys and rows is smaller."""
         if self._keep.form != "auto":
             return self._keep.form
-        if seen.versions is not None:
+        if not seen.may_be_rows:
             return "qk"
         observation = seen.observation
         size, rows = observation.nbytes()
@@ -310,6 +313,12 @@ def _functions_of(module: nn.Module) -> Iterator[tuple[str, Any]]:
             while isinstance(value, functools.partial):
                 value = value.func
             yield name, value
+
+
+def _is_decoding(sighting: Sighting) -> bool:
+    """Tell whether a call is a decoder's that goes on: what it read before need wait no longer."""
+    query, key = sighting.tensors[:2] if len(sighting.tensors) > 1 else (None, None)
+    return query is not None and key is not None and query.shape[-2] == 1 < key.shape[-2]
 
 
 def _can_wait(sighting: Sighting) -> bool:
