@@ -30,13 +30,11 @@ class JoinedRecord:
         records: Of the steps.
         places: Where they lie.
         keys: How many keys the whole has.
-        is_causal: Not known before the weights are looked at.
     """
 
     records: tuple[MapRecord, ...]
     places: tuple[StepPlace, ...]
     keys: int
-    is_causal: bool | None = None
 
     @property
     def shape(self) -> Shape:
@@ -69,6 +67,12 @@ class JoinedRecord:
         """How the calls were seen; "joined" where that differs."""
         sources = {record.source for record in self.records}
         return sources.pop() if len(sources) == 1 else "joined"
+
+    @property
+    def is_causal(self) -> bool | None:
+        """True if that is known of all steps; else the weights tell."""
+        steps = zip(self.records, self.places, strict=True)
+        return True if all(_is_causal(record, place) for record, place in steps) else None
 
     @property
     def confirmed(self) -> bool | None:
@@ -189,6 +193,14 @@ def _check_order(steps: list[AttentionMap]) -> None:
                 f"generation follow each other. capture() keeps all of them, but with keep='last' "
                 f"or keep=n"
             )
+
+
+def _is_causal(record: MapRecord, place: StepPlace) -> bool:
+    """Tell whether it is known that no query sees a key behind its own, with no keys cut off."""
+    _, _, queries, keys = record.shape
+    if place.keys.stop - place.keys.start < keys:
+        return False
+    return queries == 1 or record.is_causal is True
 
 
 def _check(number: int, step: AttentionMap, place: StepPlace) -> None:
