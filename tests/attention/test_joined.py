@@ -208,9 +208,8 @@ def again(made: Generation, form: str = "calls") -> list[AttentionMap]:
     return maps
 
 
-def cut_back() -> list[AttentionMap]:
+def cut_back(*sizes: tuple[int, int]) -> list[AttentionMap]:
     """Return steps between which tokens were taken back, as where drafts are rejected."""
-    sizes = [(6, 6), (3, 9), (3, 10), (3, 12)]
     return [
         numbered(random_call(queries=queries, keys=keys), number)
         for number, (queries, keys) in enumerate(sizes)
@@ -253,7 +252,16 @@ WRONG: dict[str, tuple[Any, dict[str, Any], str]] = {
         {},
         "another generation",
     ),
-    "tokens taken back": (cut_back, {}, "take tokens back"),
+    "tokens taken back": (
+        lambda: cut_back((6, 6), (3, 9), (3, 10), (3, 12)),
+        {},
+        "take tokens back",
+    ),
+    "tokens taken back at the end": (
+        lambda: cut_back((6, 6), (3, 9), (2, 7)),
+        {},
+        "take tokens back",
+    ),
     "cross-attention": (
         lambda: [map_of(random_call(queries=5, keys=3))],
         {},

@@ -151,13 +151,17 @@ def test_a_static_cache_that_is_used_again(name: str, form: str) -> None:
         np.testing.assert_allclose(np.asarray(made), eagers.numpy(), atol=5e-5)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("form", ["auto", "qk"])
 @pytest.mark.parametrize("length", [PROMPT, PROMPT + 3])
 @pytest.mark.parametrize("name", ["llama", "mistral"])
-def test_a_cache_that_a_prompt_fills_is_written_to_later(name: str, length: int) -> None:
+def test_a_cache_that_a_prompt_fills_is_written_to_later(
+    name: str, length: int, form: str, mode: Any
+) -> None:
     """It has as many keys as queries then, or not many more, and is the program's memory."""
     model, inputs = build(name), prompt()
     cache = hf.StaticCache(config=model.config, max_cache_len=length)
-    with torch.no_grad(), visualizer.capture(model) as captured:
+    with mode(), visualizer.capture(model, keep=form) as captured:
         model(**inputs, past_key_values=cache)
         cache.reset()
     found = [np.asarray(each) for each in captured.attention]
