@@ -12,7 +12,7 @@ import torch
 from tests.attention import reference
 from tests.attention.generation import LAYOUTS, Generation, numbered
 from tests.attention.reference import map_of, random_call
-from visualizer.attention import AttentionMap, join_steps
+from visualizer.attention import AttentionMap, Mask, join_steps
 from visualizer.errors import (
     MapRefusedError,
     MapTooLargeError,
@@ -147,6 +147,31 @@ def test_a_map_that_looks_ahead(form: str) -> None:
     assert m.is_causal is False
     np.testing.assert_allclose(m[:, :, :5, :5], reference.whole_map(call), **CLOSE)
     assert not m[:, :, :5, 5].any()
+
+
+def test_what_a_step_alone_would_call_causal() -> None:
+    """Before a static cache is full, its queries are not those of the last keys."""
+    ahead = torch.arange(8) <= (torch.arange(4).unsqueeze(-1) + 2).clamp(max=3)
+    call = random_call(queries=4, keys=8, mask=Mask.from_tensor(ahead))
+    assert map_of(call).is_causal is True
+    for known in (True, None):
+        m = join_steps([numbered(call, 0, is_causal=known)])
+        assert m.shape == (2, 4, 4, 4)
+        assert m.is_causal is False
+
+
+def test_rows_that_are_even_over_places_that_are_not_filled() -> None:
+    """As eager attention leaves padding: what they give to these places is left out."""
+    seen = torch.arange(8) <= torch.arange(4).unsqueeze(-1)
+    seen[:2] = False
+    call = random_call(queries=4, keys=8, mask=Mask(visible=seen[None, None], hidden=-1e38))
+    whole = reference.whole_map(call)[..., :4]
+    np.testing.assert_allclose(whole[:, :, :2], 1 / 8)
+    for held in (call, torch.from_numpy(map_of(call).weights())):
+        m = join_steps([numbered(held, 0), numbered(random_call(queries=1, keys=5), 1)])
+        np.testing.assert_allclose(m[:, :, :4, :4], whole, **CLOSE)
+        entropy = m.entropy()[:, :, :4]
+        np.testing.assert_allclose(entropy, reference.entropy(whole), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", FORMS)
