@@ -42,6 +42,7 @@ _PARTS: Final = {
     "forward": _Part("_attention_forward:llama_rows", 4096),
     "held": _Part("_attention_held:held_rows", 4096),
     "row": _Part("_attention_row:row_rows", 32768),
+    "generation": _Part("_attention_generation:generation_rows", 512),
     "entropy": _Part("_attention_entropy:entropy_rows", 16384, runs=5),
     "relevance": _Part("_attention_relevance:relevance_rows", 4096, runs=5),
     # the last, since torchlens leaves torch's functions wrapped

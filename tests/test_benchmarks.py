@@ -80,6 +80,8 @@ ATTENTION = {
     "storages / q and k": 1.05,
     "storages / eager's maps": 1 / 40,
     "extra peak, captured / eager": 1 / 15,
+    "captured.nbytes / rows": 1.1,
+    "storages that capturing left alive / rows": 1.1,
     "one row, all heads": 50,
     "row sums are off by": 1e-5,
     "of all rows / one SDPA forward": 1.3,

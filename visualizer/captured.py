@@ -126,7 +126,7 @@ class Captured:
         modules: `captured.modules["blocks.3.mlp"]` is a list of `Entry`.
         inputs: `captured.inputs["blocks.3.mlp"]` is a list of `Entry` that hold `ModuleInputs`.
         attention: The attention maps: `[i]` in the order of the calls, `["blocks.3.attn"]` and
-            `.layers[i]` are lists.
+            `.layers[i]` are lists, `.joined("blocks.3.attn")` is that of a whole generation.
         annotations: What `annotate` was told.
     """
 

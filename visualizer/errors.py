@@ -18,6 +18,7 @@ __all__ = [
     "ModelError",
     "NoGradientError",
     "NotInstrumentableError",
+    "NotStepsError",
     "NotWeightsError",
     "OutOfRangeError",
     "OutputFolderError",
@@ -86,6 +87,10 @@ class ShapeError(VisualizerError, ValueError):
 
 class NotWeightsError(VisualizerError, ValueError):
     """Values are not attention weights: negative, not finite, or rows that don't sum to 1."""
+
+
+class NotStepsError(VisualizerError, ValueError):
+    """Attention maps are not those of the steps of one generation, in order and without gaps."""
 
 
 class OutOfRangeError(VisualizerError, IndexError, ValueError):

@@ -11,9 +11,9 @@ np: Any = pytest.importorskip("numpy", reason="numpy is not installed")
 torch: Any = pytest.importorskip("torch", reason="torch is not installed")
 
 from tests.analysis.weights import random_weights  # noqa: E402
-from visualizer.attention import AttentionCall, AttentionMap, Mask  # noqa: E402
+from visualizer.attention import AttentionCall, AttentionMap, Mask, join_steps  # noqa: E402
 
-__all__ = ["KINDS", "Watched", "call", "map_of_call"]
+__all__ = ["KINDS", "Watched", "call", "joined_map", "map_of_call"]
 
 
 @dataclass
@@ -85,6 +85,16 @@ class Watched(AttentionMap):
         raise AssertionError("the whole map is computed")
 
 
+def joined_map(batch: int = 1, *, rows: bool = False) -> AttentionMap:
+    """The map of 17 tokens: 12 at once, the others one by one, in a window of 9."""
+    seen = call(batch, 4, 12, key_heads=2, mask=Mask(causal=0, window=9))
+    steps: list[Any] = [call(batch, 4, 9, queries=1, key_heads=2, seed=seed) for seed in range(5)]
+    if rows:
+        steps = [torch.from_numpy(AttentionMap(Record(step)).weights()) for step in steps]
+    held = enumerate([seen, *steps])
+    return join_steps([AttentionMap(Record(each, call=number)) for number, each in held])
+
+
 def _of_weights(dtype: str) -> AttentionMap:
     weights = torch.from_numpy(random_weights(2, 3, 17, 17)).to(getattr(torch, dtype))
     return AttentionMap.from_weights(weights)
@@ -99,6 +109,8 @@ KINDS: dict[str, Any] = {
     "a call of float64": lambda: map_of_call(2, dtype=torch.float64),
     "shared key heads": lambda: map_of_call(1, 4, key_heads=2),
     "causal": lambda: map_of_call(2, mask=Mask(causal=0)),
+    "joined steps": joined_map,
+    "joined steps, of which most are rows": lambda: joined_map(2, rows=True),
     "one token": lambda: map_of_call(1, 2, 1),
     "each token sees itself": lambda: map_of_call(
         1, 2, 17, mask=Mask(visible=torch.eye(17).bool()[None, None])

@@ -11,7 +11,7 @@ from tests.plot.samples import np, panels, picture, save, weights
 
 torch: Any = pytest.importorskip("torch", reason="torch is not installed")
 
-from tests.analysis.lazy_maps import Watched, map_of_call  # noqa: E402
+from tests.analysis.lazy_maps import Watched, joined_map, map_of_call  # noqa: E402
 from visualizer import capture  # noqa: E402
 from visualizer.analysis import rows  # noqa: E402
 from visualizer.attention import AttentionMap, Mask  # noqa: E402
@@ -122,9 +122,10 @@ def maps_of(batch: int = 1, **options: Any) -> list[AttentionMap]:
 
 
 @each_of_one
-@pytest.mark.parametrize("kind", ["call", "causal", "weights"])
+@pytest.mark.parametrize("kind", ["call", "causal", "joined", "weights"])
 def test_a_figure_of_a_map_is_that_of_its_array(draw: Draw, kind: str) -> None:
     given = map_of_call(mask=Mask(causal=0)) if kind == "causal" else map_of_call()
+    given = joined_map(rows=True) if kind == "joined" else given
     array = np.asarray(given)
     if kind == "weights":
         given = AttentionMap.from_weights(array)

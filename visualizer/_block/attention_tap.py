@@ -18,7 +18,7 @@ from visualizer._block.options import Keep
 from visualizer._block.places import Place, Places
 from visualizer._block.wrappers import spots
 from visualizer._intercept.checkpoints import Checkpoints
-from visualizer._intercept.holding import pins_more
+from visualizer._intercept.holding import is_cache, pins_more
 from visualizer._intercept.install import AttentionPatches, attention_functions
 from visualizer._intercept.observation import Observation, QueryKeyObservation
 from visualizer._intercept.observers import Sighting
@@ -81,6 +81,7 @@ class _Seen(NamedTuple):
     place: Place
     versions: Versions | None
     kind: Hashable
+    may_be_rows: bool
 
 
 class AttentionTap:
@@ -183,7 +184,7 @@ class AttentionTap:
         elif self.gradients:
             self._look_with_gradient(_Waiting(sighting, place, None))
         elif not (self._let_wait and _can_wait(sighting)):
-            self.catch_up()  # calls stay in their order
+            self.catch_up(as_smallest=_is_decoding(sighting))  # calls stay in their order
             self._look(_Waiting(sighting, place, None), settle=True)
         else:
             self._let_it_wait(sighting, place)
@@ -212,11 +213,12 @@ class AttentionTap:
             if observation.shape == record.shape:
                 record.gradient.start(observation)
 
-    def catch_up(self, *, settle: bool = False) -> None:
+    def catch_up(self, *, settle: bool = False, as_smallest: bool = False) -> None:
         """Look at the calls that wait.
 
         Args:
             settle: Also let go of the program's tensors, as far as they are not kept.
+            as_smallest: That, and compute rows where these are smaller.
         """
         if not self._waiting:
             return
@@ -224,13 +226,15 @@ class AttentionTap:
             waiting, self._waiting, self._bytes_waiting = self._waiting, [], 0
             for each in waiting:
                 try:
-                    self._look(each, settle=settle)
+                    self._look(each, settle=settle or as_smallest, as_smallest=as_smallest)
                 except OverwrittenError:
                     pass  # reading the map says so
                 except Exception as error:
                     self.on_error(error)
 
-    def _look(self, waiting: _Waiting, *, settle: bool) -> AttentionRecord | None:
+    def _look(
+        self, waiting: _Waiting, *, settle: bool, as_smallest: bool = False
+    ) -> AttentionRecord | None:
         """Look at a call, and return what is kept of it."""
         sighting = waiting.sighting
         observation, place = sighting.look(), waiting.place
@@ -240,7 +244,8 @@ class AttentionTap:
             key = ("attention" if place.module_path is None else place.module_path, reason)
             self.unseen[key] = self.unseen.get(key, 0) + 1
             return None
-        seen = _Seen(observation, place, waiting.versions, sighting.kind)
+        may_be_rows = as_smallest or waiting.versions is None
+        seen = _Seen(observation, place, waiting.versions, sighting.kind, may_be_rows)
         with self._lock:
             site = self._site(place)
             call = site.calls
@@ -284,7 +289,7 @@ class AttentionTap:
         """Return which form is asked for, or which of queries and keys and rows is smaller."""
         if self._keep.form != "auto":
             return self._keep.form
-        if seen.versions is not None:
+        if not seen.may_be_rows:
             return "qk"
         observation = seen.observation
         size, rows = observation.nbytes()
@@ -352,19 +357,25 @@ def _functions_of(module: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
+def _is_decoding(sighting: Sighting) -> bool:
+    """Tell whether a call is a decoder's that goes on: what it read before need wait no longer."""
+    query, key = sighting.tensors[:2] if len(sighting.tensors) > 1 else (None, None)
+    return query is not None and key is not None and query.shape[-2] == 1 < key.shape[-2]
+
+
 def _can_wait(sighting: Sighting) -> bool:
     """Tell whether a call may wait: it is small, and nothing is lost by it.
 
     Tensors with a graph would keep that alive, and parts of larger ones those. Tensors of inference
     mode don't tell when they are written to. A decoder's keys, more than its queries, would keep
-    its cache.
+    its cache, and those of a static one are written to by the next step.
     """
     if len(sighting.tensors) < 4:
         return False
     query, key, value, output = sighting.tensors[:4]
     if query is None or key is None or value is None or output is None:
         return False
-    if not key.nbytes <= query.nbytes <= _SMALL:
+    if not key.nbytes <= query.nbytes <= _SMALL or is_cache(query, key):
         return False
     if any(tensor is not None and tensor.nbytes > _SMALL for tensor in sighting.tensors[4:]):
         return False

@@ -10,7 +10,7 @@ from visualizer._block.attention_tap import AttentionSite, AttentionTap
 from visualizer._block.entry import Entry
 from visualizer._block.locals_tap import TappedFunction
 from visualizer._block.modules_tap import TappedModule
-from visualizer.attention import AttentionMap
+from visualizer.attention import AttentionMap, join_steps
 from visualizer.errors import AmbiguousKeyError, OutOfRangeError, UnknownKeyError
 
 __all__ = ["AttentionView", "FunctionView", "LocalsView", "ModulesView"]
@@ -137,6 +137,20 @@ class AttentionView(Sequence[AttentionMap]):
     def paths(self) -> list[str]:
         """Their module paths."""
         return list(dict.fromkeys(str(site.module_path) for site in self._sites()))
+
+    def joined(self, path: str, *, past: int = 0, cross: bool = False) -> AttentionMap:
+        """Return one map of a whole generation: that of all tokens, from a module's of each step.
+
+        Args:
+            path: The module's.
+            past: How many tokens a cache had before the block.
+            cross: The steps share their keys, as in the cross-attention of a decoder.
+        Raises:
+            NotStepsError: The maps are not those of one generation. For one of several, take its
+                maps: `visualizer.attention.join_steps(captured.attention[path][64:])`.
+            UnknownKeyError: No such module attended.
+        """
+        return join_steps(self._of_path(path), past=past, cross=cross)
 
     def _sites(self) -> list[AttentionSite]:
         sites = [] if self._tap is None else self._tap.sites

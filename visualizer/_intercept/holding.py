@@ -10,7 +10,7 @@ from torch import Tensor
 from visualizer.attention import Mask
 from visualizer.errors import OverwrittenError
 
-__all__ = ["Kept", "hold", "hold_mask", "keep", "pins_more", "why_no_value"]
+__all__ = ["Kept", "hold", "hold_mask", "is_cache", "keep", "pins_more", "why_no_value"]
 
 _SLACK = 1.05
 """How much larger than a tensor its storage may be before a copy is the cheaper thing to keep."""
@@ -22,7 +22,7 @@ def hold(tensor: Tensor, *, copy: bool = False) -> Tensor:
     It is the program's own memory, and its `_version` tells whether that was written to. It is a
     copy where there is no `_version` (inference mode) and where the storage is much larger than
     the tensor, as with a part of a fused projection, which would keep the rest alive. And where it
-    is asked for: more keys than queries are a cache, which is written to in place.
+    is asked for, as for the keys of a cache, which is written to in place.
     """
     kept = tensor.detach()
     if copy or kept.is_inference():
@@ -35,6 +35,16 @@ def pins_more(tensor: Tensor | None) -> bool:
     if tensor is None:
         return False
     return tensor.untyped_storage().nbytes() > _SLACK * tensor.nbytes + 64
+
+
+def is_cache(query: Tensor, key: Tensor) -> bool:
+    """Tell whether keys seem to be a cache's own memory, which the next step writes to.
+
+    There are more of them than queries, or they were written to before. Shapes `(…, token, dim)`.
+    """
+    if key.shape[-2] > query.shape[-2]:
+        return True
+    return not key.is_inference() and key._version > 0
 
 
 def hold_mask(mask: Mask) -> Mask:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from visualizer._intercept.check import Check, OutputCheck, WeightsCheck
-from visualizer._intercept.holding import hold, hold_mask, keep, why_no_value
+from visualizer._intercept.holding import hold, hold_mask, is_cache, keep, why_no_value
 from visualizer._intercept.returned import Returned
 from visualizer.attention import AttentionCall, Mask
 
@@ -154,7 +154,7 @@ class QueryKeyObservation(Observation):
         output = found.output
         call = AttentionCall(
             hold(_as_computed(found.query, output)),
-            hold(_as_computed(found.key, output), copy=self.shape[3] > self.shape[2]),
+            hold(_as_computed(found.key, output), copy=is_cache(found.query, found.key)),
             scale=self.scale,
             mask=self.mask,
             softcap=self.softcap,

@@ -6,6 +6,7 @@ from visualizer.attention.gradient import OutputGradient
 from visualizer.attention.mask import Mask
 from visualizer.attention.record import ArrayRecord, MapRecord
 from visualizer.attention.rows import weights_of_rows
+from visualizer.attention.steps import join_steps
 from visualizer.attention.stream import Block
 from visualizer.attention.unobserved import is_unobserved, unobserved
 
@@ -18,6 +19,7 @@ __all__ = [
     "Mask",
     "OutputGradient",
     "is_unobserved",
+    "join_steps",
     "unobserved",
     "weights_of_rows",
 ]

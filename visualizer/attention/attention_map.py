@@ -16,6 +16,7 @@ from visualizer.attention import statistics
 from visualizer.attention.call import AttentionCall
 from visualizer.attention.grids import token_places
 from visualizer.attention.indexing import one_of, part_of, select
+from visualizer.attention.joined import Joined
 from visualizer.attention.picks import Shape
 from visualizer.attention.record import (
     ArrayRecord,
@@ -23,6 +24,7 @@ from visualizer.attention.record import (
     Source,
     device_of,
     dtype_of,
+    read_intact,
     to_gradient,
     to_weights,
 )
@@ -228,7 +230,7 @@ class AttentionMap:
         key = one_of(key, self.shape[3], 3)
         index = self._index(item, head)
         source = self._read()
-        if isinstance(source, Tensor) or source.mask.bias is not None:
+        if not isinstance(source, AttentionCall) or source.mask.bias is not None:
             return np.asarray(self[(*index, slice(None), key)])
         with unobserved(_device(source)):
             values = statistics.column(source, key, self._row_sums(source))[index]
@@ -272,10 +274,10 @@ class AttentionMap:
             MapRefusedError: The map was made from weights, which don't tell.
         """
         source = self._read()
-        if isinstance(source, Tensor):
+        if isinstance(source, Tensor) or (isinstance(source, Joined) and not source.has_scores):
             raise MapRefusedError(
                 f"{self!r} has weights and no scores, so there is no log-sum-exp. Maps that were "
-                f"captured as queries and keys have it"
+                f"captured as queries and keys, with keep='qk', have it"
             )
         with unobserved(_device(source)):
             return _to_numpy(self._row_sums(source).clone())
@@ -387,14 +389,11 @@ class AttentionMap:
             return _to_numpy(statistics.mass(source, at))
 
     def _read(self) -> Source:
-        source = self.record.read()
-        if isinstance(source, AttentionCall):
-            source.check_intact()
-        return source
+        return read_intact(self.record)
 
-    def _row_sums(self, call: AttentionCall) -> Tensor:
+    def _row_sums(self, source: AttentionCall | Joined) -> Tensor:
         if self._logsumexp is None:
-            self._logsumexp = statistics.logsumexp(call)
+            self._logsumexp = statistics.logsumexp(source)
         return self._logsumexp
 
     def _index(self, item: int | None, head: int | None) -> tuple[Any, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from visualizer.attention.call import AttentionCall
 from visualizer.attention.gradient import OutputGradient, gradient_of
+from visualizer.attention.joined import Joined
 from visualizer.attention.picks import Pick, Shape
 from visualizer.attention.record import Source, device_of, dtype_of
 from visualizer.attention.rows import head_runs, runs
@@ -107,28 +109,53 @@ def part_of(
     if max_bytes is not None:
         check_size(selection.shape, dtype_of(source).itemsize, max_bytes, name)
     with unobserved(device_of(source).type):
-        return np.asarray(_gather(source, selection).numpy()[selection.index])
+        result = torch.empty(selection.shape, dtype=dtype_of(source), device="cpu")
+        _gather(result, source, selection.needed)
+        return np.asarray(result.numpy()[selection.index])
 
 
-def _gather(source: Source | OutputGradient, selection: Selection) -> Tensor:
-    """Compute what is needed; shape as `selection.shape`, on the CPU."""
-    items, heads, queries, keys = selection.needed
+def _gather(
+    out: Tensor, source: Source | OutputGradient, needed: tuple[Sequence[int], ...]
+) -> None:
+    if isinstance(source, Joined):
+        _gather_parts(out, source, needed)
+        return
+    items, heads, queries, keys = needed
     group = max(1, len(heads)) if isinstance(source, Tensor) else source.group
-    result = torch.empty(selection.shape, dtype=dtype_of(source), device="cpu")
     kept = slice(keys[0], keys[-1] + 1) if len(keys) and len(runs(keys)) == 1 else list(keys)
     for place, item in enumerate(items):
         first = 0
         for run in head_runs(heads, group):
             count = run.stop - run.start
-            rows = result[place, first : first + count]
+            rows = out[place, first : first + count]
             _fill(rows, source, slice(item, item + 1), run, queries, kept)
             first += count
-    return result
+
+
+def _gather_parts(out: Tensor, source: Joined, needed: tuple[Sequence[int], ...]) -> None:
+    """Compute each part where its rows and keys are needed; the others are 0."""
+    items, heads, queries, keys = needed
+    out.zero_()
+    for part in source.parts:
+        rows, its_queries = _within(queries, part.queries)
+        columns, its_keys = _within(keys, part.keys)
+        if its_queries and its_keys:
+            inner = (items, heads, its_queries, its_keys)
+            _gather(out[:, :, rows, columns], part.source, inner)
+
+
+def _within(indices: Sequence[int], part: slice) -> tuple[slice, Sequence[int]]:
+    """Return where ascending indices lie in a part of their axis, and those, counted from it."""
+    place = slice(bisect_left(indices, part.start), bisect_left(indices, part.stop))
+    inside = indices[place]
+    if isinstance(inside, range):
+        return place, range(inside.start - part.start, inside.stop - part.start, inside.step)
+    return place, [index - part.start for index in inside]
 
 
 def _fill(
     out: Tensor,
-    source: Source | OutputGradient,
+    source: AttentionCall | OutputGradient | Tensor,
     item: slice,
     heads: slice,
     queries: Sequence[int],
@@ -143,7 +170,10 @@ def _fill(
 
 
 def _rows(
-    source: Source | OutputGradient, item: slice, heads: slice, queries: Sequence[int]
+    source: AttentionCall | OutputGradient | Tensor,
+    item: slice,
+    heads: slice,
+    queries: Sequence[int],
 ) -> Tensor:
     picked: slice | Tensor = slice(queries[0], queries[-1] + 1)
     if queries[-1] + 1 - queries[0] != len(queries):

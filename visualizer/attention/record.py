@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from visualizer.attention.call import AttentionCall
+from visualizer.attention.joined import Joined
 from visualizer.attention.picks import Shape
 from visualizer.attention.unobserved import unobserved
 from visualizer.errors import NoGradientError, NotWeightsError, ShapeError
@@ -23,12 +24,14 @@ __all__ = [
     "Source",
     "device_of",
     "dtype_of",
+    "read_intact",
     "to_gradient",
     "to_weights",
 ]
 
-Source = AttentionCall | Tensor
-"""What a map is computed from: a call, or the weights, shape `(batch, head, query, key)`."""
+Source = AttentionCall | Tensor | Joined
+"""What a map is computed from: a call, the weights, shape `(batch, head, query, key)`, or several
+of these, which have its rows."""
 
 _ROUNDING = 0.02
 """How far a row's sum may be from 1: what the rounding of bfloat16 and float16 adds up to."""
@@ -79,7 +82,7 @@ class MapRecord(Protocol):
     def confirmed(self) -> bool | None: ...
 
     def read(self) -> Source:
-        """Return the call, or the weights.
+        """Return the call, or the weights, or what joins several of these.
 
         Raises:
             MapRefusedError: The map can't be rebuilt exactly.
@@ -95,6 +98,19 @@ class MapRecord(Protocol):
             OverwrittenError: A tensor was written to since.
         """
         ...
+
+
+def read_intact(record: MapRecord) -> Source:
+    """Return what a map is computed from, as it was at the call.
+
+    Raises:
+        MapRefusedError: The map can't be rebuilt exactly.
+        OverwrittenError: A tensor was written to since.
+    """
+    source = record.read()
+    if isinstance(source, AttentionCall):
+        source.check_intact()
+    return source
 
 
 @dataclass(frozen=True, slots=True, eq=False)

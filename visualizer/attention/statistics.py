@@ -9,6 +9,7 @@ from torch import Tensor
 
 from visualizer.attention.call import AttentionCall
 from visualizer.attention.fused import fused
+from visualizer.attention.joined import Joined
 from visualizer.attention.picks import Pick
 from visualizer.attention.record import Source, device_of, dtype_of
 from visualizer.attention.scores import scores
@@ -31,8 +32,22 @@ __all__ = [
 ]
 
 
-def logsumexp(call: AttentionCall) -> Tensor:
-    """Return the log-sum-exp of masked scores and sinks, shape `(batch, head, query)`."""
+def logsumexp(source: AttentionCall | Joined) -> Tensor:
+    """Return the log-sum-exp of masked scores and sinks, shape `(batch, head, query)`.
+
+    Args:
+        source: A call, or several, joined.
+    """
+    if isinstance(source, AttentionCall):
+        return _logsumexp(source)
+    result = _empty(source, tuple(source.shape[:3]))
+    for part in source.parts:
+        assert isinstance(part.source, AttentionCall)
+        result[:, :, part.queries] = _logsumexp(part.source)
+    return result
+
+
+def _logsumexp(call: AttentionCall) -> Tensor:
     quick = fused(call)
     if quick is None:
         return stream_logsumexp(call)
@@ -46,6 +61,11 @@ def logsumexp(call: AttentionCall) -> Tensor:
 
 def entropy(source: Source) -> Tensor:
     """Return the entropy of each row, scaled to the sum 1; shape `(batch, head, query)`, nats."""
+    if isinstance(source, Joined) and len(source.parts) > 1:
+        joined = _empty(source, tuple(source.shape[:3]))
+        for queries, rows in source.by_rows():
+            joined[:, :, queries] = entropy(rows)
+        return joined
     quick = fused(source) if isinstance(source, AttentionCall) else None
     if quick is not None and isinstance(source, AttentionCall):
         if source.mask.hidden != -math.inf and source.sinks is None:
@@ -135,13 +155,27 @@ def is_causal(source: Source) -> bool:
 
     With fewer queries than keys, the queries are the last ones.
     """
+    behind = source.shape[3] - source.shape[2]
+    if isinstance(source, Joined):
+        return all(
+            _sees_nothing_later(part.source, behind + part.queries.start - part.keys.start)
+            for part in source.parts
+        )
+    return _sees_nothing_later(source, behind)
+
+
+def _sees_nothing_later(source: AttentionCall | Tensor, own: int) -> bool:
+    """Return whether no query gives weight behind its own key, of which `own` is the first's."""
     queries, keys = source.shape[2:]
-    if isinstance(source, AttentionCall) and source.mask.is_causal(queries, keys):
+    if keys <= own + 1:
         return True
-    if isinstance(source, AttentionCall) and source.mask.kind in ("none", "keys"):
-        return False
+    if isinstance(source, AttentionCall) and queries > 1:
+        if source.mask.is_causal(queries, queries + own):
+            return True
+        if source.mask.kind in ("none", "keys") and keys <= queries + own:
+            return False
     for piece in stream(source):
-        after = piece.queries.start + keys - queries + 1 - piece.keys.start
+        after = piece.queries.start + own + 1 - piece.keys.start
         if bool((piece.weights.triu(after) > 0).any()):
             return False
     return True

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from visualizer.attention.call import AttentionCall
+from visualizer.attention.joined import Joined, Part
 from visualizer.attention.picks import Pick, Shape
 from visualizer.attention.record import Source, dtype_of
 from visualizer.attention.rows import head_runs
@@ -104,13 +105,20 @@ def stream(
     """Compute a map, piece by piece.
 
     Args:
-        source: A call or weights.
+        source: A call, weights, or joined ones.
         at_least: How many keys a piece has; those at the ends that no query sees may be missing.
         items: Of the batch; None is all.
         queries: Which; None is all.
     """
     if isinstance(source, Tensor):
         yield from _stream_tensor(source, items, queries)
+        return
+    if isinstance(source, Joined):
+        for part in source.parts:
+            its_queries = _its_queries(part, queries)
+            if its_queries.start < its_queries.stop:
+                for piece in stream(part.source, items=items, queries=its_queries):
+                    yield _placed(piece, part, source, at_least)
         return
     row_bytes = source.shape[3] * source.dtype.itemsize
     buffers: list[Tensor] = []
@@ -147,6 +155,31 @@ def _stream_tensor(tensor: Tensor, items: slice | None, queries: slice | None) -
     for pick in plan(shape, 1, row_bytes, BLOCK_BYTES, items=items, queries=queries):
         values = tensor[pick.items.start, pick.heads, pick.queries].to(dtype)
         yield Piece(pick.items.start, pick.heads, _queries(pick), pick.keys, values)
+
+
+def _its_queries(part: Part, queries: slice | None) -> slice:
+    """Return which of the queries of the whole are a part's, counted from its first."""
+    first, last = part.queries.start, part.queries.stop
+    if queries is None:
+        return slice(0, last - first)
+    return slice(max(0, queries.start - first), min(last, queries.stop) - first)
+
+
+def _placed(piece: Piece, part: Part, whole: Joined, at_least: int) -> Piece:
+    """Return a piece of a part as one of the whole, with so many keys at least."""
+    start = part.keys.start + piece.keys.start
+    stop = min(part.keys.start + piece.keys.stop, part.keys.stop)
+    weights = piece.weights[..., : max(0, stop - start)].to(whole.device, whole.dtype)
+    keys = slice(start, stop)
+    if stop - start < at_least:
+        low = max(0, min(start, whole.keys - at_least))
+        keys = slice(low, max(stop, low + at_least))
+        wider = weights.new_zeros((*weights.shape[:-1], keys.stop - low))
+        wider[..., start - low : start - low + weights.shape[-1]] = weights
+        weights = wider
+    before = part.queries.start
+    queries = slice(before + piece.queries.start, before + piece.queries.stop)
+    return Piece(piece.item, piece.heads, queries, keys, weights)
 
 
 def _queries(pick: Pick) -> slice:
