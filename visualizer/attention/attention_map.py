@@ -15,14 +15,13 @@ from torch import Tensor
 from visualizer.attention import statistics
 from visualizer.attention.call import AttentionCall
 from visualizer.attention.grids import token_places
-from visualizer.attention.indexing import one_of, part_of, select
+from visualizer.attention.indexing import keys_of, one_of, part_of
 from visualizer.attention.joined import Joined
 from visualizer.attention.picks import Shape
 from visualizer.attention.record import (
     ArrayRecord,
     MapRecord,
     Source,
-    device_of,
     dtype_of,
     read_intact,
     to_gradient,
@@ -31,7 +30,7 @@ from visualizer.attention.record import (
 from visualizer.attention.sizes import MAX_BYTES, check_size
 from visualizer.attention.stream import BLOCK_BYTES, Block
 from visualizer.attention.unobserved import unobserved
-from visualizer.errors import MapRefusedError, OutOfRangeError, ShapeError
+from visualizer.errors import MapRefusedError, OutOfRangeError
 
 __all__ = ["AttentionMap", "Floats"]
 
@@ -152,11 +151,10 @@ class AttentionMap:
         With fewer queries than keys, the queries are the last ones. Where the record does not know
         it, it is read off the mask, or off the weights.
         """
-        known = self.record.is_causal
-        if known is not None:
-            return known
+        if self.record.is_causal is not None:
+            return self.record.is_causal
         source = self._read()
-        with unobserved(_device(source)):
+        with unobserved(source.device.type):
             return statistics.is_causal(source)
 
     def __len__(self) -> int:
@@ -227,12 +225,11 @@ class AttentionMap:
         Returns:
             Shape `(batch, head, query)`, without the axes that an index was given for.
         """
-        key = one_of(key, self.shape[3], 3)
-        index = self._index(item, head)
+        key, index = one_of(key, self.shape[3], 3), self._index(item, head)
         source = self._read()
         if not isinstance(source, AttentionCall) or source.mask.bias is not None:
             return np.asarray(self[(*index, slice(None), key)])
-        with unobserved(_device(source)):
+        with unobserved(source.device.type):
             values = statistics.column(source, key, self._row_sums(source))[index]
             return _to_numpy(values)
 
@@ -279,7 +276,7 @@ class AttentionMap:
                 f"{self!r} has weights and no scores, so there is no log-sum-exp. Maps that were "
                 f"captured as queries and keys, with keep='qk', have it"
             )
-        with unobserved(_device(source)):
+        with unobserved(source.device.type):
             return _to_numpy(self._row_sums(source).clone())
 
     def blocks(self, *, max_bytes: int = 2 * BLOCK_BYTES) -> Iterator[Block]:
@@ -304,7 +301,7 @@ class AttentionMap:
             Shape `(batch, head, query)`, nats; NaN for queries without any weight.
         """
         source = self._read()
-        with unobserved(_device(source)):
+        with unobserved(source.device.type):
             return _to_numpy(statistics.entropy(source))
 
     def received(self) -> Floats:
@@ -314,7 +311,7 @@ class AttentionMap:
             Shape `(batch, head, key)`; sums to 1 over the keys, or less where there are sinks.
         """
         source = self._read()
-        with unobserved(_device(source)):
+        with unobserved(source.device.type):
             return _to_numpy(statistics.received(source))
 
     def top_keys(self, k: int) -> tuple[NDArray[np.int64], Floats]:
@@ -332,7 +329,7 @@ class AttentionMap:
             raise OutOfRangeError(f"k is {k!r}; expected 1 to {self.shape[3]}, the number of keys")
         check_size((*self.shape[:3], k), 8, MAX_BYTES, f"top_keys({k})")
         source = self._read()
-        with unobserved(_device(source)):
+        with unobserved(source.device.type):
             indices, weights = statistics.top_keys(source, k)
             return indices.cpu().numpy(), _to_numpy(weights)
 
@@ -356,15 +353,10 @@ class AttentionMap:
         Raises:
             ShapeError: Not self-attention, or another number of tokens than the grid has.
         """
-        queries, keys = self.shape[2:]
-        if queries != keys:
-            raise ShapeError(
-                f"distance needs as many queries as keys; the map's shape is {self.shape}"
-            )
-        places = token_places(keys, grid, patch_size, prefix_tokens)
+        places = token_places(self.shape, grid, patch_size, prefix_tokens)
         source = self._read()
-        with unobserved(_device(source)):
-            at = torch.from_numpy(places).to(device_of(source), dtype_of(source))
+        with unobserved(source.device.type):
+            at = torch.from_numpy(places).to(source.device, dtype_of(source))
             return _to_numpy(statistics.distance(source, at, prefix_tokens))
 
     def mass(self, keys: Any) -> Floats:
@@ -377,15 +369,10 @@ class AttentionMap:
         Raises:
             OutOfRangeError: A key that does not exist.
         """
-        if keys is None or keys is ...:
-            raise OutOfRangeError(
-                f"keys is {keys!r}; expected an index, several, a slice or a mask"
-            )
-        keys = list(keys) if isinstance(keys, tuple) else keys
-        chosen = select((0, 0, 0, keys), self.shape).needed[3]
+        chosen = keys_of(keys, self.shape)
         source = self._read()
-        with unobserved(_device(source)):
-            at = torch.tensor(list(chosen), dtype=torch.int64, device=device_of(source))
+        with unobserved(source.device.type):
+            at = torch.tensor(chosen, dtype=torch.int64, device=source.device)
             return _to_numpy(statistics.mass(source, at))
 
     def _read(self) -> Source:
@@ -397,22 +384,15 @@ class AttentionMap:
         return self._logsumexp
 
     def _index(self, item: int | None, head: int | None) -> tuple[Any, Any]:
-        given = zip((item, head), self.shape, (0, 1), strict=False)
-        first, second = (
-            slice(None) if index is None else one_of(index, size, axis)
-            for index, size, axis in given
-        )
-        return first, second
+        batch, heads = self.shape[:2]
+        first = slice(None) if item is None else one_of(item, batch, 0)
+        return first, slice(None) if head is None else one_of(head, heads, 1)
 
     def _part(
         self, item: int | None, head: int | None, queries: Any, max_bytes: int | None
     ) -> Floats:
         name = "the map" if head is None else "the head's map"
         return part_of(self._read(), (*self._index(item, head), queries), max_bytes, name)
-
-
-def _device(source: Source) -> str:
-    return device_of(source).type
 
 
 def _to_numpy(tensor: Tensor) -> Floats:

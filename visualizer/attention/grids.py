@@ -8,25 +8,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visualizer._grids import rows_and_columns
+from visualizer.attention.picks import Shape
 from visualizer.errors import OutOfRangeError, ShapeError
 
 __all__ = ["token_places"]
 
 
 def token_places(
-    tokens: int, grid: Any, patch_size: Any, prefix_tokens: int
+    shape: Shape, grid: Any, patch_size: Any, prefix_tokens: int
 ) -> NDArray[np.float64]:
     """Return the places of the tokens behind the prefix, shape `(token, 2)`: down and right.
 
     Args:
-        tokens: How many there are, with the prefix.
+        shape: Of the map.
         grid: Rows and columns of patches, or one number for both; None for text.
         patch_size: Height and width of a patch, or one number for both.
         prefix_tokens: Tokens before the patches.
     Raises:
-        ShapeError: Another number of tokens than the grid has.
+        ShapeError: Not self-attention, or another number of tokens than the grid has.
         OutOfRangeError: As many prefix tokens as there are tokens, or less than none.
     """
+    tokens = shape[3]
+    if shape[2] != tokens:
+        raise ShapeError(f"distance needs as many queries as keys; the map's shape is {shape}")
     if not 0 <= prefix_tokens < tokens:
         raise OutOfRangeError(
             f"prefix_tokens is {prefix_tokens}, and there are {tokens} tokens in all"

@@ -25,7 +25,7 @@ from visualizer.attention.stream import BLOCK_BYTES
 from visualizer.attention.unobserved import unobserved
 from visualizer.errors import OutOfRangeError
 
-__all__ = ["one_of", "part_of", "select"]
+__all__ = ["keys_of", "one_of", "part_of", "select"]
 
 AXES = ("batch", "head", "query", "key")
 
@@ -88,6 +88,21 @@ def one_of(index: Any, size: int, axis: int) -> int:
             f"{AXES[axis]} {place} is out of range: the map has {size}, 0 to {size - 1}"
         )
     return place % size
+
+
+def keys_of(keys: Any, shape: Shape) -> list[int]:
+    """Return keys as ascending indices.
+
+    Args:
+        keys: An index, several, a slice, or a boolean mask of shape `(key,)`.
+        shape: Of the map.
+    Raises:
+        OutOfRangeError: Anything else, or a key that does not exist.
+    """
+    if keys is None or keys is ...:
+        raise OutOfRangeError(f"keys is {keys!r}; expected an index, several, a slice or a mask")
+    keys = list(keys) if isinstance(keys, tuple) else keys
+    return list(select((0, 0, 0, keys), shape).needed[3])
 
 
 def part_of(
