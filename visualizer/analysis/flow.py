@@ -85,7 +85,7 @@ def attention_flow(
         >>> flow.values, flow.is_exact
         (array([1. , 0.5]), True)
     """
-    maximum_flow, csr_array = _from_scipy()
+    maximum_flow, csr_matrix = _from_scipy()
     residual = check_residual(residual)
     layers = layers_of(weights, item, "attention_flow")
     tokens = layers[0].shape[-1]
@@ -95,7 +95,7 @@ def attention_flow(
     _check_size(len(layers), tokens, most)
     (starts, ends, capacities), dropped = _edges(layers, query, most, residual)
     nodes = (len(layers) + 1) * tokens
-    graph = csr_array((capacities, (starts, ends)), shape=(nodes, nodes))
+    graph = csr_matrix((capacities, (starts, ends)), shape=(nodes, nodes))
     source = len(layers) * tokens + query
     flows = [maximum_flow(graph, source, int(token)).flow_value / _UNIT for token in inputs]
     dtype = np.result_type(*(layer.dtype for layer in layers))
@@ -156,7 +156,7 @@ def _from_scipy() -> tuple[Any, Any]:
     """Return the solver and the type of its graphs."""
     try:
         graphs = importlib.import_module("scipy.sparse.csgraph")
-        return graphs.maximum_flow, importlib.import_module("scipy.sparse").csr_array
+        return graphs.maximum_flow, importlib.import_module("scipy.sparse").csr_matrix
     except ImportError as error:
         raise MissingDependencyError(
             "attention flow is computed by scipy, which is not installed: pip install scipy"
