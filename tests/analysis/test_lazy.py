@@ -17,12 +17,23 @@ from tests.analysis.weights import random_weights  # noqa: E402
 from visualizer import capture  # noqa: E402
 from visualizer.analysis import (  # noqa: E402
     attention_distance,
+    attention_flow,
+    confidence,
     diagonal_mass,
+    effective_support,
     entropy,
+    head_similarity,
+    induction_score,
     mass,
+    positional_profile,
+    previous_token_score,
+    received,
     rollout,
     rows,
+    sink_mass,
+    sparsity,
     specialization,
+    top_mass,
 )
 from visualizer.analysis.rollout import rollout_row  # noqa: E402
 from visualizer.attention import AttentionMap, Mask  # noqa: E402
@@ -44,6 +55,18 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "specialization, distance": lambda w: specialization(w).distance,
     "specialization, prefix": lambda w: specialization(w, (4, 4), prefix_tokens=1).prefix_mass,
     "specialization, diagonal": lambda w: specialization(w).diagonal_mass,
+    "effective support": effective_support,
+    "top mass": lambda w: top_mass(w, 4),
+    "confidence": confidence,
+    "previous token": previous_token_score,
+    "previous token, maxima": lambda w: previous_token_score(w, maxima=True),
+    "profile": positional_profile,
+    "profile, near": lambda w: positional_profile(w, reach=3),
+    "induction, period": lambda w: induction_score(w, period=5, prefix_tokens=2),
+    "induction, tokens": lambda w: induction_score(w, tokens=[1, 2, 1, 1, 3] * 3 + [1, 3]),
+    "sink mass": sink_mass,
+    "received": received,
+    "head similarity": head_similarity,
 }
 
 each_function = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
@@ -162,6 +185,15 @@ def test_what_is_captured_is_taken_as_it_is(function: Any) -> None:
         lambda w: entropy(w, normalized=True, causal=True),
         lambda w: specialization(w, causal=True).entropy,
         lambda w: specialization(w, (3, 3)).entropy,
+        lambda w: top_mass(w, 18),
+        lambda w: confidence(w, exclude=17),
+        lambda w: previous_token_score(w, offset=17),
+        lambda w: previous_token_score(w, offset=-5),
+        lambda w: positional_profile(w, reach=17),
+        lambda w: induction_score(w, period=17),
+        lambda w: induction_score(w, tokens=[[1] * 17] * 3),
+        lambda w: sink_mass(w, 18),
+        lambda w: sparsity(w, relative_to="max"),
     ],
 )
 @pytest.mark.parametrize("queries", [5, 17])
@@ -298,6 +330,54 @@ def test_nothing_takes_the_whole_map() -> None:
         function(given)
     rollout([given, given])
     assert max(np.prod(shape) for shape in given.taken) <= 3 * 4 * 17
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("query", [0, 7, -1])
+def test_rollout_to_one_query(query: int) -> None:
+    maps = [map_of_call(2, seed=seed, mask=Mask(causal=0)) for seed in range(3)]
+    got = rollout(maps, item=1, query=query)
+    assert (got.shape, got.dtype) == ((17,), np.float32)
+    np.testing.assert_allclose(got, rollout(maps, item=1)[query], atol=1e-6)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize(
+    "function", [lambda maps: rollout(maps, query=5), lambda maps: attention_flow(maps, 5)]
+)
+def test_of_the_last_layer_one_row_is_taken(function: Any) -> None:
+    first, last = Watched.of(1, 3, 17, seed=1), Watched.of(1, 3, 17, seed=2)
+    function([first, last])
+    assert len(last.taken) == 1
+    assert last.taken[0][-2] < 17
+    assert sum(shape[-2] for shape in first.taken) == 17
+
+
+def test_heads_across_layers() -> None:
+    maps = [map_of_call(2, seed=seed) for seed in range(4)]
+    for given in (maps, tuple(maps)):
+        check(
+            lambda w: head_similarity(w, across_layers=True),
+            given,
+            np.stack([np.asarray(one) for one in maps]),
+        )
+    with pytest.raises(ShapeError, match=r"one AttentionMap for each layer.*calls\[-1\]"):
+        head_similarity([maps], across_layers=True)
+    with pytest.raises(ShapeError, match="one AttentionMap for each layer"):
+        head_similarity(maps[0], across_layers=True)
+    with pytest.raises(ShapeError, match=r"shapes \[\(1, 3, 17, 17\), \(2, 3, 17, 17\)\]"):
+        head_similarity([maps[0], map_of_call()], across_layers=True)
+
+
+def test_sparsity_knows_the_mask_of_a_call() -> None:
+    causal = map_of_call(2, mask=Mask(causal=0))
+    check(lambda w: sparsity(w, causal=True), causal, np.asarray(causal))
+    np.testing.assert_array_equal(sparsity(causal), sparsity(causal, causal=True))
+    kept = AttentionMap.from_weights(np.asarray(causal))
+    np.testing.assert_array_equal(sparsity(kept, causal=True), sparsity(causal))
+    assert (sparsity(kept) > sparsity(causal)).any()
+    object.__setattr__(kept.record, "is_causal", True)
+    np.testing.assert_array_equal(sparsity(kept), sparsity(causal))
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -87,6 +87,25 @@ def test_layers_can_be_rolled_out_piece_by_piece() -> None:
     np.testing.assert_allclose(rollout(weights), rollout(weights[2:]) @ rollout(weights[:2]))
 
 
+@pytest.mark.parametrize("residual", SHARES)
+def test_one_query_is_its_row(residual: float) -> None:
+    weights = random_weights(3, 5, 5)
+    whole = rollout(weights, residual=residual)
+    for query in (0, 3, 4, -1, -5, np.int64(2)):
+        got = rollout(weights, residual=residual, query=query)
+        assert got.shape == (5,)
+        np.testing.assert_allclose(got, whole[query], rtol=1e-12)
+    single = rollout(weights.astype(np.float16), query=1)
+    assert single.dtype == np.float32
+    np.testing.assert_allclose(single, rollout(weights)[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("query", [5, -6, 1.5, True, "CLS"])
+def test_a_query_that_does_not_exist_is_refused(query: Any) -> None:
+    with pytest.raises(OutOfRangeError, match=rf"query is {query!r}; expected 0 to 4, or -1 to -5"):
+        rollout(random_weights(2, 5, 5), query=query)
+
+
 def test_causal_weights_stay_causal() -> None:
     got = rollout([causal_weights(6)] * 4)
     assert (np.triu(got, 1) == 0).all()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from visualizer.analysis.lazy import is_map
 from visualizer.errors import NotWeightsError, ShapeError
 
-__all__ = ["ROUNDING", "Floats", "check_weights", "to_floats", "to_weights"]
+__all__ = ["ROUNDING", "Floats", "check_weights", "to_floats", "to_integers", "to_weights"]
 
 Floats = NDArray[np.floating[Any]]
 """In fact float32 or float64."""
@@ -46,6 +46,23 @@ def to_floats(values: Any, name: str = "weights") -> Floats:
         raise ShapeError(
             f"{name} must be an array of real numbers, got {type(values).__name__}: {error}"
         ) from error
+
+
+def to_integers(values: Any, name: str) -> NDArray[np.int64]:
+    """Return tensors, arrays and lists of whole numbers as an array.
+
+    Raises:
+        ShapeError: Lists of unequal lengths, or numbers that are not whole.
+    """
+    try:
+        array = np.asarray(_without_tensors(values))
+        if array.dtype.kind not in "iu":
+            raise TypeError(f"its type is {array.dtype}")
+    except (ValueError, TypeError) as error:
+        raise ShapeError(
+            f"{name} must be an array of whole numbers, got {type(values).__name__}: {error}"
+        ) from error
+    return array.astype(np.int64)
 
 
 def to_weights(values: Any, name: str = "weights") -> Floats:

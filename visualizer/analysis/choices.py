@@ -1,13 +1,23 @@
-"""Which item, head, layer or part: what was chosen, having made sure that there is such a one."""
+"""Which item, head, keys or part: what was chosen, having made sure that there is such a one."""
 
 from __future__ import annotations
 
 import operator
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from visualizer.errors import OutOfRangeError, ShapeError
 
-__all__ = ["check_index", "check_item", "check_part"]
+__all__ = [
+    "check_between",
+    "check_index",
+    "check_item",
+    "check_part",
+    "check_place",
+    "key_places",
+]
 
 
 def check_index(index: Any, count: int, name: str) -> int:
@@ -16,10 +26,7 @@ def check_index(index: Any, count: int, name: str) -> int:
     Raises:
         OutOfRangeError: It is not.
     """
-    try:
-        number = operator.index(index) if not isinstance(index, bool) else None
-    except TypeError:
-        number = None
+    number = _whole(index)
     if number is None:
         raise OutOfRangeError(f"{name} is {index!r}; expected a whole number, 0 to {count - 1}")
     if not 0 <= number < count:
@@ -27,6 +34,51 @@ def check_index(index: Any, count: int, name: str) -> int:
             f"{name} {number} is out of range: there are {count}, 0 to {count - 1}"
         )
     return number
+
+
+def check_place(index: Any, count: int, name: str) -> int:
+    """Return an index, counted from the start; negative ones are counted from the end.
+
+    Raises:
+        OutOfRangeError: It is none of `count`.
+    """
+    number = _whole(index)
+    if number is None or not -count <= number < count:
+        raise OutOfRangeError(
+            f"{name} is {index!r}; expected 0 to {count - 1}, or -1 to -{count} from the end"
+        )
+    return number % count
+
+
+def check_between(number: Any, least: int, most: int, name: str) -> int:
+    """Return a whole number, having made sure that it is between two others, or one of them.
+
+    Raises:
+        OutOfRangeError: It is not.
+    """
+    whole = _whole(number)
+    if whole is None or not least <= whole <= most:
+        raise OutOfRangeError(f"{name} is {number!r}; expected a whole number, {least} to {most}")
+    return whole
+
+
+def key_places(keys: Any, shape: tuple[int, ...]) -> NDArray[np.intp]:
+    """Return the places of chosen keys, given as an index, several, a slice or a mask.
+
+    Raises:
+        OutOfRangeError: A key that does not exist.
+    """
+    if keys is None or keys is ... or isinstance(keys, bool | np.bool_):
+        raise OutOfRangeError(f"keys is {keys!r}; expected an index, several, a slice or a mask")
+    try:
+        chosen = keys
+        if isinstance(keys, list | tuple):
+            chosen = np.asarray(keys, dtype=None if len(keys) else np.intp)
+        return np.atleast_1d(np.arange(shape[-1])[chosen])
+    except (IndexError, ValueError) as error:
+        raise OutOfRangeError(
+            f"keys {keys!r} don't fit weights of shape {shape}, with {shape[-1]} keys"
+        ) from error
 
 
 def check_item(item: int | None, shape: tuple[int, ...], name: str) -> int:
@@ -67,3 +119,11 @@ def check_part(part: slice | None, count: int, name: str) -> slice:
             f"as slice(0, {count})"
         )
     return slice(found.start, found.stop)
+
+
+def _whole(number: Any) -> int | None:
+    """Return a whole number, or None for what is none; True and False are none."""
+    try:
+        return None if isinstance(number, bool | np.bool_) else operator.index(number)
+    except TypeError:
+        return None

@@ -13,7 +13,7 @@ from visualizer.errors import NotWeightsError
 if TYPE_CHECKING:
     from visualizer.attention import AttentionMap
 
-__all__ = ["entropy"]
+__all__ = ["effective_support", "entropy"]
 
 
 def entropy(weights: Any, *, normalized: bool = False, causal: bool = False) -> Floats:
@@ -52,6 +52,29 @@ def entropy(weights: Any, *, normalized: bool = False, causal: bool = False) -> 
         queries, keys = array.shape[-2:]
         _check_causal(_ahead(array, keys - queries), array.shape)
     return _share(spread, array.shape, causal).astype(array.dtype)
+
+
+def effective_support(weights: Any) -> Floats:
+    """Return how many keys each query looks at in effect, the exponential of its entropy.
+
+    It is the number of keys with even weights that have the same entropy (perplexity, true
+    diversity of order 1).
+
+    Args:
+        weights: Shape `(..., query, key)`; rows sum to 1. Or an `AttentionMap`, or a list of them,
+            which are gone through row by row; there, what goes to a sink does not count.
+    Returns:
+        Shape `(..., query)`; 1 to the number of keys. A query of an `AttentionMap` that sees no
+        key has NaN.
+    Raises:
+        ShapeError: Fewer than two axes.
+        NotWeightsError: Rows that are not weights.
+
+    Example:
+        >>> effective_support([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]])
+        array([2., 1.])
+    """
+    return np.exp(entropy(weights))
 
 
 def _of_map(attention_map: AttentionMap, normalized: bool, causal: bool) -> Floats:

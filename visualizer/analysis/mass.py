@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from visualizer.analysis.arrays import ROUNDING, Floats, to_weights
+from visualizer.analysis.choices import key_places
 from visualizer.analysis.lazy import each_map, is_computed, is_lazy
-from visualizer.errors import OutOfRangeError, ShapeError
+from visualizer.errors import ShapeError
 
 if TYPE_CHECKING:
     from visualizer.attention import AttentionMap
@@ -43,24 +43,9 @@ def mass(weights: Any, keys: Any) -> Floats:
         return each_map(weights, lambda one: _mass_of_map(one, keys))
     array = to_weights(weights)
     chosen = np.zeros(array.shape[-1], dtype=bool)
-    chosen[_places(keys, array.shape)] = True
+    chosen[key_places(keys, array.shape)] = True
     # Both sums run over all keys, so that they round alike and the share is at most 1.
     return np.asarray(np.where(chosen, array, 0).sum(axis=-1) / array.sum(axis=-1))
-
-
-def _places(keys: Any, shape: tuple[int, ...]) -> NDArray[np.intp]:
-    """Return the chosen keys' places."""
-    if keys is None or keys is ... or isinstance(keys, bool | np.bool_):
-        raise OutOfRangeError(f"keys is {keys!r}; expected an index, several, a slice or a mask")
-    try:
-        chosen = keys
-        if isinstance(keys, list | tuple):
-            chosen = np.asarray(keys, dtype=None if len(keys) else np.intp)
-        return np.arange(shape[-1])[chosen]
-    except (IndexError, ValueError) as error:
-        raise OutOfRangeError(
-            f"keys {keys!r} don't fit weights of shape {shape}, with {shape[-1]} keys"
-        ) from error
 
 
 def diagonal_mass(weights: Any) -> Floats:
@@ -92,7 +77,7 @@ def _check_square(shape: tuple[int, ...]) -> None:
 
 
 def _mass_of_map(attention_map: AttentionMap, keys: Any) -> Floats:
-    share = attention_map.mass(np.unique(_places(keys, attention_map.shape)))
+    share = attention_map.mass(np.unique(key_places(keys, attention_map.shape)))
     if not is_computed(attention_map):
         share = _without_rounding(share, attention_map.mass(slice(None)))
     return np.minimum(share, 1)

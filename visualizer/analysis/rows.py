@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from visualizer.analysis.arrays import Floats
 
 if TYPE_CHECKING:
     from visualizer.attention import AttentionMap
 
-__all__ = ["Rows", "rows_of_array", "rows_of_map"]
+__all__ = ["Rows", "rows_of_array", "rows_of_map", "stacked"]
 
 _BLOCK_BYTES: Final = 16 * 2**20
 
@@ -35,12 +36,17 @@ class Rows:
     step: int
     take: Callable[[slice], Floats]
 
-    def blocks(self) -> Iterator[tuple[slice, Floats]]:
-        """Go through all queries, some at a time."""
+    def blocks(self, needed: NDArray[np.bool_] | None = None) -> Iterator[tuple[slice, Floats]]:
+        """Go through all queries, some at a time.
+
+        Args:
+            needed: Which queries, shape `(query,)`; blocks without any are left out.
+        """
         queries = self.shape[-2]
         for start in range(0, queries, self.step):
             part = slice(start, min(start + self.step, queries))
-            yield part, self.take(part)
+            if needed is None or needed[part].any():
+                yield part, self.take(part)
 
     def row(self, query: int) -> Floats:
         """Return where a query looks, shape `(…, key)`."""
@@ -65,6 +71,19 @@ def rows_of_map(attention_map: AttentionMap, item: int, heads: slice = slice(Non
     dtype = attention_map.dtype
     return Rows(
         shape, dtype, _step(shape, dtype), lambda part: np.asarray(attention_map[item, heads, part])
+    )
+
+
+def stacked(layers: Sequence[Rows]) -> Rows:
+    """Return the heads of several maps of one size as those of one."""
+    heads = sum(layer.shape[0] for layer in layers)
+    shape = (heads, *layers[0].shape[1:])
+    dtype = np.result_type(*(layer.dtype for layer in layers))
+    return Rows(
+        shape,
+        dtype,
+        _step(shape, dtype),
+        lambda part: np.concatenate([layer.take(part) for layer in layers]),
     )
 
 
