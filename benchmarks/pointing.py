@@ -103,7 +103,7 @@ def _attend(model: VisionTransformer, scenes: Scenes) -> Iterator[Attention]:
         items = range(len(part))
         yield Attention(
             cls=maps[-1].row(0).mean(axis=1)[:, 1:],
-            rollout=np.stack([rollout(maps, item=item)[0, 1:] for item in items]),
+            rollout=np.stack([rollout(maps, query=0, item=item)[1:] for item in items]),
             relevance=_relevance(maps, logits, named),
             other=_relevance(maps, logits, logits.argmin(1)),
             right=(named == right).numpy(),

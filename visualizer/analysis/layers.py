@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,10 @@ from visualizer.analysis.lazy import is_lazy, is_map
 from visualizer.analysis.rows import Rows, rows_of_array, rows_of_map
 from visualizer.errors import OutOfRangeError, ShapeError
 
-__all__ = ["check_residual", "exact_rows", "layers_of"]
+if TYPE_CHECKING:
+    from visualizer.attention import AttentionMap
+
+__all__ = ["check_residual", "exact_rows", "layers_of", "maps_of"]
 
 
 def layers_of(weights: Any, item: int | None, name: str) -> list[Rows]:
@@ -30,7 +33,7 @@ def layers_of(weights: Any, item: int | None, name: str) -> list[Rows]:
         OutOfRangeError: An item that does not exist.
     """
     if is_lazy(weights):
-        return _layers_of_maps([weights] if is_map(weights) else list(weights), item, name)
+        return [rows_of_map(each, its).mean() for each, its in maps_of(weights, item, name)]
     if item is not None:
         raise OutOfRangeError(
             f"item is {item!r}, and weights are no AttentionMaps; they are head-averaged, shape "
@@ -43,6 +46,34 @@ def layers_of(weights: Any, item: int | None, name: str) -> list[Rows]:
             f"queries as keys; got {array.shape}{_hint(array)}"
         )
     return [rows_of_array(layer) for layer in array]
+
+
+def maps_of(weights: Any, item: int | None, name: str) -> list[tuple[AttentionMap, int]]:
+    """Return the map of each layer, and which of its items is meant.
+
+    Args:
+        weights: An `AttentionMap`, or a list with one for each layer.
+        item: Which item of the batch; needed where there are several.
+        name: Of the function, for messages.
+    Raises:
+        ShapeError: Not self-attention of one size; several items and no choice.
+        OutOfRangeError: An item that does not exist.
+    """
+    maps = [weights] if is_map(weights) else list(weights)
+    if not all(is_map(each) for each in maps):
+        raise ShapeError(
+            f"{name} takes one AttentionMap for each layer, got lists of them. For the last call "
+            f"of each layer: [calls[-1] for calls in captured.attention.layers]"
+        )
+    sizes = {each.shape[2:] for each in maps}
+    if len(sizes) > 1 or any(queries != keys for queries, keys in sizes):
+        raise ShapeError(
+            f"{name} takes self-attention of one size in all layers, with as many queries as "
+            f"keys; got AttentionMaps with (query, key) of {sorted(sizes)}"
+        )
+    return [
+        (each, check_item(item, each.shape, f"weights[{layer}]")) for layer, each in enumerate(maps)
+    ]
 
 
 def exact_rows(
@@ -75,24 +106,6 @@ def check_residual(residual: float) -> float:
     if not 0 <= residual <= 1:
         raise OutOfRangeError(f"residual is {residual}; expected a share, 0 to 1")
     return float(residual)
-
-
-def _layers_of_maps(maps: list[Any], item: int | None, name: str) -> list[Rows]:
-    if not all(is_map(each) for each in maps):
-        raise ShapeError(
-            f"{name} takes one AttentionMap for each layer, got lists of them. For the last call "
-            f"of each layer: [calls[-1] for calls in captured.attention.layers]"
-        )
-    sizes = {each.shape[2:] for each in maps}
-    if len(sizes) > 1 or any(queries != keys for queries, keys in sizes):
-        raise ShapeError(
-            f"{name} takes self-attention of one size in all layers, with as many queries as "
-            f"keys; got AttentionMaps with (query, key) of {sorted(sizes)}"
-        )
-    return [
-        rows_of_map(each, check_item(item, each.shape, f"weights[{layer}]")).mean()
-        for layer, each in enumerate(maps)
-    ]
 
 
 def _hint(layers: Floats) -> str:

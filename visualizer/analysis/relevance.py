@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import operator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from visualizer.analysis.arrays import Floats, to_floats, to_weights
-from visualizer.analysis.choices import check_index, check_item
-from visualizer.analysis.lazy import each_map, is_lazy, is_map
+from visualizer.analysis.choices import check_place
+from visualizer.analysis.layers import maps_of
+from visualizer.analysis.lazy import each_map, is_lazy
 from visualizer.errors import OutOfRangeError, ShapeError
 
 if TYPE_CHECKING:
-    from visualizer.attention import AttentionMap
+    from torch import Tensor
+
+    from visualizer.attention import AttentionMap, OutputGradient
+    from visualizer.attention.record import Source
 
 __all__ = ["head_importance", "relevance"]
 
@@ -52,7 +55,8 @@ def relevance(
         array([1.5, 1. ])
     """
     if is_lazy(weights):
-        return _of_maps([weights] if is_map(weights) else list(weights), gradients, query, item)
+        _check_no_gradients(gradients)
+        return _of_maps(maps_of(weights, item, "relevance"), query)
     if item is not None:
         raise OutOfRangeError(
             f"item is {item!r}, and weights are no AttentionMaps; they have the shape (layer, "
@@ -70,7 +74,7 @@ def relevance(
         for layer in layers:
             result = result + layer @ result
         return result
-    row = result[_place(query, array.shape[-1])]
+    row = result[check_place(query, array.shape[-1], "query")]
     for layer in layers[::-1]:
         row = row + row @ layer
     return np.asarray(row)
@@ -132,34 +136,18 @@ def _importance_of_map(attention_map: AttentionMap) -> Floats:
     from visualizer.attention.gradient import sums
     from visualizer.attention.unobserved import unobserved
 
-    source, gradient = attention_map.record.read(), attention_map.record.read_gradient()
+    source, gradient = _read(attention_map)
     with unobserved(source.device.type):
         found = sums(source, gradient).abs_().cpu().numpy()
     return np.asarray(found.astype(attention_map.dtype))
 
 
-def _of_maps(
-    maps: list[AttentionMap], gradients: Any, query: int | None, item: int | None
-) -> Floats:
-    _check_no_gradients(gradients)
-    if not all(is_map(each) for each in maps):
-        raise ShapeError(
-            "relevance takes one AttentionMap for each layer, got lists of them. For the last call "
-            "of each layer: [calls[-1] for calls in captured.attention.layers]"
-        )
-    sizes = {each.shape[2:] for each in maps}
-    if len(sizes) > 1 or any(queries != keys for queries, keys in sizes):
-        raise ShapeError(
-            f"relevance takes self-attention of one size in all layers, with as many queries as "
-            f"keys; got AttentionMaps with (query, key) of {sorted(sizes)}"
-        )
-    items = [check_item(item, each.shape, f"weights[{layer}]") for layer, each in enumerate(maps)]
-    if query is None:
-        return _all_rows(maps, items)
-    return _one_row(maps, items, _place(query, maps[0].shape[2]))
+def _of_maps(maps: list[tuple[AttentionMap, int]], query: int | None) -> Floats:
+    tokens = maps[0][0].shape[2]
+    return _all_rows(maps) if query is None else _one_row(maps, check_place(query, tokens, "query"))
 
 
-def _one_row(maps: list[AttentionMap], items: list[int], query: int) -> Floats:
+def _one_row(maps: list[tuple[AttentionMap, int]], query: int) -> Floats:
     """Go from the last layer to the first with one row, which is a pass through each map."""
     import torch
 
@@ -167,8 +155,8 @@ def _one_row(maps: list[AttentionMap], items: list[int], query: int) -> Floats:
     from visualizer.attention.unobserved import unobserved
 
     row = None
-    for attention_map, item in zip(reversed(maps), reversed(items), strict=True):
-        source, gradient = attention_map.record.read(), attention_map.record.read_gradient()
+    for attention_map, item in reversed(maps):
+        source, gradient = _read(attention_map)
         with unobserved(source.device.type):
             if row is None:
                 row = torch.zeros(source.shape[2], dtype=torch.float64)
@@ -176,18 +164,19 @@ def _one_row(maps: list[AttentionMap], items: list[int], query: int) -> Floats:
             row = row.to(source.device)
             row = row + passed_on(source, gradient, item, row)
     assert row is not None
-    return np.asarray(row.cpu().numpy().astype(maps[0].dtype))
+    return np.asarray(row.cpu().numpy().astype(maps[0][0].dtype))
 
 
-def _all_rows(maps: list[AttentionMap], items: list[int]) -> Floats:
+def _all_rows(maps: list[tuple[AttentionMap, int]]) -> Floats:
     from visualizer.attention.gradient import passed_on_rows
     from visualizer.attention.unobserved import unobserved
 
-    tokens = maps[0].shape[2]
+    first, _ = maps[0]
+    tokens = first.shape[2]
     step = max(1, _BLOCK_BYTES // (8 * tokens))
-    result: Floats = np.eye(tokens, dtype=maps[0].dtype)
-    for attention_map, item in zip(maps, items, strict=True):
-        source, gradient = attention_map.record.read(), attention_map.record.read_gradient()
+    result: Floats = np.eye(tokens, dtype=first.dtype)
+    for attention_map, item in maps:
+        source, gradient = _read(attention_map)
         after = result.copy()
         for start in range(0, tokens, step):
             part = slice(start, min(start + step, tokens))
@@ -198,12 +187,9 @@ def _all_rows(maps: list[AttentionMap], items: list[int]) -> Floats:
     return result
 
 
-def _place(query: int, count: int) -> int:
-    """Return a query's place; counted from the end where it is negative."""
-    try:
-        number = operator.index(query)
-    except TypeError:
-        number = query
-    if isinstance(number, int) and -count <= number < 0:
-        return number + count
-    return check_index(query, count, "query")
+def _read(attention_map: AttentionMap) -> tuple[Source, OutputGradient | Tensor]:
+    """Return what a map is computed from, and its gradient."""
+    from visualizer.attention.record import read_intact
+
+    gradient = attention_map.record.read_gradient()
+    return read_intact(attention_map.record), gradient
