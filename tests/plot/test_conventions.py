@@ -22,6 +22,9 @@ ROOT = Path(__file__).parent.parent.parent
 ON_AXES: dict[str, Callable[..., Any]] = {
     "visualize_head": lambda **options: plot.visualize_head(weights(4, 4), **options),
     "visualize_mosaic": lambda **options: plot.visualize_mosaic(weights(2, 2, 4, 4), **options),
+    "visualize_relevance": lambda **options: plot.visualize_relevance(
+        weights(2, 2, 5, 5), picture(), 2, gradients=weights(2, 2, 5, 5), **options
+    ),
     "visualize_rollout": lambda **options: plot.visualize_rollout(
         weights(2, 2, 5, 5), picture(), 2, **options
     ),
@@ -63,6 +66,9 @@ ODD: dict[str, Callable[[], Any]] = {
     "rollout": lambda: plot.visualize_rollout(weights(2, 2, 5, 5), picture(), 2),
     "wide rollout": lambda: plot.visualize_rollout(weights(2, 2, 5, 5), WIDE, 2),
     "tall rollout": lambda: plot.visualize_rollout(weights(2, 2, 5, 5), TALL, 2),
+    "wide relevance": lambda: plot.visualize_relevance(
+        weights(2, 2, 5, 5), WIDE, 2, gradients=weights(2, 2, 5, 5)
+    ),
     "1 token of a text": lambda: plot.visualize_tokens(weights(1, 1), picture(), 0),
     "77 tokens of a text": lambda: plot.visualize_tokens(weights(16, 77), picture(), range(77)),
     "tokens over wide": lambda: plot.visualize_tokens(

@@ -15,6 +15,7 @@ from visualizer.plot import (
     plot_head_specialization,
     visualize_cls,
     visualize_mosaic,
+    visualize_relevance,
     visualize_rollout,
 )
 
@@ -162,6 +163,41 @@ def test_rollout_without_cls() -> None:
 def test_rollout_needs_whole_rows() -> None:
     with pytest.raises(NotWeightsError, match="cut off"):
         visualize_rollout(weights(2, 2, 5, 5)[..., 1:, 1:], picture(), 2, prefix_tokens=0)
+
+
+def test_relevance_of_one_layer_by_hand() -> None:
+    values, gradients = weights(1, 2, 5, 5), weights(1, 2, 5, 5) - 0.2
+    expected = np.maximum(values * gradients, 0)[0].mean(axis=0)
+    ax = visualize_relevance(values, picture(), 2, gradients=gradients)
+    assert np.allclose(ax.images[1].get_array().ravel(), expected[0, 1:])
+    assert ax.get_title() == "Relevance at CLS"
+    ax = visualize_relevance(values, picture(), 2, gradients=gradients, query=3)
+    assert np.allclose(ax.images[1].get_array().ravel(), expected[3, 1:])
+    assert ax.get_title() == "Relevance at token 3"
+    last = visualize_relevance(values, picture(), 2, gradients=gradients, query=-1)
+    assert np.allclose(last.images[1].get_array().ravel(), expected[4, 1:])
+    assert last.get_title() == "Relevance at token 4"
+
+
+def test_relevance_without_cls_is_the_average_of_all_patches() -> None:
+    values, gradients = weights(1, 2, 4, 4), weights(1, 2, 4, 4)
+    ax = visualize_relevance(values, picture(), 2, gradients=gradients, prefix_tokens=0)
+    expected = (values * gradients)[0].mean(axis=(0, 1))
+    assert np.allclose(ax.images[1].get_array().ravel(), expected)
+    assert "average" in ax.get_title()
+
+
+def test_relevance_of_captured_maps() -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    import visualizer
+
+    q, k, v = (torch.randn(1, 2, 5, 8, requires_grad=True) for _ in range(3))
+    with visualizer.capture(gradients=True) as captured:
+        torch.nn.functional.scaled_dot_product_attention(q, k, v).pow(3).sum().backward()
+    (made,) = captured.attention
+    ax = visualize_relevance(captured.attention, picture(), 2)
+    expected = np.maximum(np.asarray(made) * made.gradient(), 0)[0].mean(axis=0)[0, 1:]
+    assert np.allclose(ax.images[1].get_array().ravel(), expected, rtol=1e-4)
 
 
 def test_rollout_names_layers_of_unequal_sizes() -> None:

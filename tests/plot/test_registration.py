@@ -14,6 +14,7 @@ from visualizer.plot import (
     visualize_cls,
     visualize_grid_to_grid,
     visualize_grid_to_grid_with_cls,
+    visualize_relevance,
     visualize_rollout,
     visualize_tokens,
 )
@@ -88,6 +89,9 @@ def test_every_figure_over_a_picture_takes_crop_and_transform() -> None:
             visualize_grid_to_grid_with_cls(weights(10, 10), 1, image, 3, **options),
             visualize_cls(weights(2, 10, 10), image, 3, **options),
             visualize_rollout(weights(2, 2, 10, 10), image, 3, **options).figure,
+            visualize_relevance(
+                weights(2, 2, 10, 10), image, 3, gradients=weights(2, 2, 10, 10), **options
+            ).figure,
             visualize_tokens(weights(9, 4), image, 3, **options),
         ]
         for figure in figures:

@@ -135,6 +135,8 @@ def visualize_relevance(
     """
     query = _query(query, prefix_tokens)
     row = _without_own(relevance(maps, gradients, query=query, item=item), query)
+    if query is not None:
+        query %= len(row)
     grid = check_grid(grid_size, len(row), prefix_tokens)
     title = f"Relevance at {_name(query, prefix_tokens)}"
     view = _View(image, alpha, crop, transform, mode, ax)
