@@ -149,6 +149,13 @@ def test_a_map_that_looks_ahead(form: str) -> None:
     assert not m[:, :, :5, 5].any()
 
 
+def test_a_piece_of_a_sliding_prompt_that_looks_ahead() -> None:
+    steps = [random_call(queries=6, keys=6, mask=Mask(causal=0)), random_call(queries=3, keys=6)]
+    m = join_steps([numbered(call, number) for number, call in enumerate(steps)])
+    assert m.shape == (2, 4, 9, 9)
+    assert m.is_causal is False
+
+
 def test_what_a_step_alone_would_call_causal() -> None:
     """Before a static cache is full, its queries are not those of the last keys."""
     ahead = torch.arange(8) <= (torch.arange(4).unsqueeze(-1) + 2).clamp(max=3)
