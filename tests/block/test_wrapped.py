@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import subprocess
 import sys
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -429,16 +429,42 @@ def test_a_module_that_is_added_after_another_model_ran() -> None:
     ]
 
 
+@pytest.mark.parametrize("kind", [dict, OrderedDict])
+def test_hooks_that_are_thrown_away_in_the_block(kind: Any) -> None:
+    model, x = Tiny(2), numbers()
+    for before in (kind, None):  # before the block, too, or not
+        if before is not None:
+            model._forward_pre_hooks = before()
+        with capture(model, modules=["blocks.*", ""]) as captured:
+            model(x)
+            for module in model.modules():
+                module._forward_pre_hooks = kind()
+            model(x)
+        assert [m.step for m in captured.attention["blocks.1.attn"]] == [0, 1]
+        for entries in captured.modules.values():
+            assert [(e.call, e.step) for e in entries] == [(0, 0), (1, 1)]
+
+
+def test_a_child_whose_name_has_a_dot() -> None:
+    model, x = Tiny(1), numbers()
+    setattr(model, "last.attn", Attention())
+    model.blocks.append(getattr(model, "last.attn"))
+    with capture(model, modules=["**.attn"]) as captured:
+        model(x)
+    assert captured.attention.paths == ["blocks.0.attn", "blocks.1"]
+
+
 def test_models_that_come_and_go_are_not_mistaken_for_each_other() -> None:
-    x = numbers()
+    """Some are made in the memory of those before."""
+    x = numbers(2)
     with capture() as captured:
-        for depth in (1, 3, 2, 3):
-            Tiny(depth)(x)
-            gc.collect()
-    assert [(m.module_path, m.call, m.step) for m in captured.attention] == [
-        (f"blocks.{layer}.attn", 0, 0) for depth in (1, 3, 2, 3) for layer in range(depth)
+        for _ in range(300):
+            model = Tiny(1)
+            model(x)
+            del model
+    assert [(m.module_path, m.layer, m.call, m.step) for m in captured.attention] == [
+        ("blocks.0.attn", layer, 0, 0) for layer in range(300)
     ]
-    assert [made.layer for made in captured.attention] == list(range(9))
 
 
 def test_a_model_that_is_gone_has_no_calls() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import weakref
+from collections import OrderedDict
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -71,7 +72,8 @@ class Root:
     def __init__(self, model: nn.Module) -> None:
         self.place = identity(model)
         self._model = weakref.ref(model)
-        self._anchor = weakref.ref(_hooks(model))  # lives as long as the model, or a replica
+        hooks = _hooks(model)
+        self._anchor = weakref.ref(hooks if isinstance(hooks, OrderedDict) else model)
         self._spots = _spots.get(model) or _find_spots(model)
         self._is_fresh = False
         self._counter = itertools.count()
@@ -82,8 +84,8 @@ class Root:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the model is still there: another may be where it was."""
-        return self._anchor() is not None
+        """Whether the model or a replica is still there: another may be where it was."""
+        return self._model() is not None or self._anchor() is not None
 
     def path_of(self, place: int) -> str | None:
         """Return the path of a module; None where it is none of the model's."""
@@ -104,7 +106,8 @@ class Root:
     def begin(self, module: nn.Module) -> bool:
         """Note that a module is called; return whether a forward of the model begins with that."""
         inner, forwards = innermost(module), self._running.forwards
-        if identity(inner) != self.place or not self.is_alive:
+        is_it = inner is self._model() or (identity(inner) == self.place and self.is_alive)
+        if not is_it:
             return False
         if not forwards and self._replicated and is_replica(module):
             return False  # a part of the forward that began in another thread

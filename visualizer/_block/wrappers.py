@@ -33,8 +33,8 @@ def spots(model: nn.Module) -> Iterator[tuple[Spot, nn.Module]]:
     found: dict[str, tuple[str, nn.Module]] = {}
     for raw, module in model.named_modules():
         path = raw
-        if raw:
-            above, _, name = raw.rpartition(".")
+        above, _, name = raw.rpartition(".")
+        if raw and above in found:  # setattr() takes names with dots in them
             above_path, parent = found[above]
             if _is_passed(parent, name):
                 path = above_path

@@ -67,15 +67,17 @@ _RECOMPUTING = frozenset(
     }
 )
 """torch's own functions that run parts of a program a second time, or call what does."""
+_RECOMPUTATION = "_recomputation_hook."
 _ENGINE = frozenset({("torch.autograd.graph", "_engine_run_backward")})
 
 
 def _may_recompute(torch: ModuleType) -> bool:
-    """Tell whether a backward pass runs, or somebody looks after what is saved for one."""
+    """Tell whether a backward pass runs, or somebody looks at what is saved for one."""
     if torch._C._current_graph_task_id() != -1:
         return True
     find_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
-    return find_hooks is not None and find_hooks(True) is not None
+    hooks = () if find_hooks is None else find_hooks(True) or ()
+    return any(getattr(hook, "__qualname__", "").startswith(_RECOMPUTATION) for hook in hooks)
 
 
 def _is_recomputed() -> bool:
