@@ -369,6 +369,7 @@ def test_heads_across_layers() -> None:
         head_similarity([maps[0], map_of_call()], across_layers=True)
 
 
+@pytest.mark.usefixtures("small_blocks")
 def test_sparsity_knows_the_mask_of_a_call() -> None:
     causal = map_of_call(2, mask=Mask(causal=0))
     check(lambda w: sparsity(w, causal=True), causal, np.asarray(causal))
@@ -378,6 +379,15 @@ def test_sparsity_knows_the_mask_of_a_call() -> None:
     assert (sparsity(kept) > sparsity(causal)).any()
     object.__setattr__(kept.record, "is_causal", True)
     np.testing.assert_array_equal(sparsity(kept), sparsity(causal))
+
+
+@pytest.mark.parametrize("hides", [torch.finfo(torch.float16).min, -3e38, -float("inf"), -1e4])
+def test_sparsity_knows_what_a_bias_hides(hides: float) -> None:
+    bias = torch.randn(1, 3, 17, 17, generator=torch.Generator().manual_seed(4))
+    hidden = torch.ones(17, 17, dtype=torch.bool).triu(1)
+    given = map_of_call(mask=Mask(bias=bias.masked_fill(hidden, hides)))
+    kept = AttentionMap.from_weights(np.asarray(given))
+    np.testing.assert_array_equal(sparsity(given), sparsity(kept, causal=True))
 
 
 @pytest.mark.usefixtures("small_blocks")
