@@ -8,6 +8,7 @@ import numpy as np
 
 from visualizer.analysis.arrays import ROUNDING, Floats, to_weights
 from visualizer.analysis.lazy import each_map, is_lazy
+from visualizer.analysis.pieces import Piece, each, of_queries
 from visualizer.errors import NotWeightsError
 
 if TYPE_CHECKING:
@@ -74,7 +75,20 @@ def effective_support(weights: Any) -> Floats:
         >>> effective_support([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]])
         array([2., 1.])
     """
-    return np.exp(entropy(weights))
+    return np.exp(each(weights, lambda maps: of_queries(maps, _spread)))
+
+
+def _spread(piece: Piece) -> Floats:
+    """Return the entropy of each row, scaled to sum to 1; from the weights.
+
+    What a kernel returns for it is a difference, whose rounding the exponential would show.
+    """
+    weights = piece.weights
+    logs = np.maximum(weights, np.finfo(weights.dtype).tiny)
+    np.log(logs, out=logs)
+    logs *= weights
+    sums = np.where(piece.seeing, weights.sum(axis=-1), 1)
+    return np.maximum(np.log(sums) - logs.sum(axis=-1) / sums, 0)
 
 
 def _of_map(attention_map: AttentionMap, normalized: bool, causal: bool) -> Floats:
