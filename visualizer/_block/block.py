@@ -54,6 +54,7 @@ class Block:
         self.modules = ModulesTap(modules, self._places, recorder, inputs=inputs)
         self.locals = LocalsTap(locals, self, self._places, recorder)
         self.attention = AttentionTap(self._places, wanted, self.budget) if attention else None
+        self._needs_eager = bool(locals) or bool(modules)
         self.error: Exception | None = None
 
     def open(self) -> None:
@@ -65,7 +66,8 @@ class Block:
             self.locals.install()
             if self.attention is not None:
                 self.attention.install()
-            eager_stance.keep(True, owner=self)
+            if self._needs_eager:
+                eager_stance.keep(True, owner=self)
             open_observer(self)
         except BaseException:
             self.close()

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
+import torch
+
 from visualizer._intercept.observers import Observer, find_observers
 from visualizer._intercept.patches import patches
 
@@ -30,6 +32,8 @@ def _make_call(cls: type, original: Callable[..., Any]) -> Callable[..., Any]:
     is_own = "__call__" in vars(cls)
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
+        if torch.compiler.is_dynamo_compiling():  # a graph can't tell that it calls a module
+            return original(self, *args, **kwargs)
         # Looked up anew where it is inherited: a tracer may have replaced it meanwhile.
         proceed = original.__get__(self) if is_own else cast(Any, super(cls, self)).__call__
         observers = find_observers()

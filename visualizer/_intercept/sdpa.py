@@ -7,11 +7,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from visualizer._intercept.compiled import Handed, saw
 from visualizer._intercept.observation import FourAxes, Observation, QueryKeyObservation
 from visualizer._intercept.observers import Sighting, call_inside, depth
 from visualizer._intercept.telling import tell
+from visualizer._intercept.tracing import NOT_SEEN, find_spot
 from visualizer.attention import Mask
 
 __all__ = ["as_four_axes", "make_sdpa", "observe_sdpa"]
@@ -24,6 +27,8 @@ def make_sdpa(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def scaled_dot_product_attention(
         query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
     ) -> Tensor:
+        if torch.compiler.is_dynamo_compiling():
+            return _compiled(original, query, key, value, *args, **kwargs)
         if depth.inside:
             return original(query, key, value, *args, **kwargs)
         output = call_inside(original, query, key, value, *args, **kwargs)
@@ -34,6 +39,34 @@ def make_sdpa(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return output
 
     return scaled_dot_product_attention
+
+
+def _compiled(
+    original: Callable[..., Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Call the function, and hand the call over when the graph runs. Compiled, never run."""
+    output = original(
+        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    )
+    spot = find_spot(_look)
+    if spot != NOT_SEEN:
+        saw(spot, [query, key, value, output], [attn_mask], scale, None, dropout_p, is_causal)
+    return output
+
+
+def _look(handed: Handed) -> Sighting:
+    query, key, value, output = handed.tensors
+    given = (output, query, key, value, *handed.parts)
+    given = (*given, handed.dropout, handed.is_causal, handed.scale)
+    return Sighting(observe_sdpa, given, {}, handed.tensors, handed.parts, handed.module)
 
 
 def observe_sdpa(
