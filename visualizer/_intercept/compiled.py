@@ -118,7 +118,7 @@ def _on_run(
     parts: list[Tensor | None],
     scale: float | None,
     softcap: float | None,
-    dropout: float,
+    dropout: float | None,
     is_causal: bool | None,
 ) -> None:
     if depth.inside or not find_observers():
@@ -128,7 +128,7 @@ def _on_run(
         modules = found.find_modules(sys._getframe(1))
         module = modules[0] if modules else None
         parts = keep_parts(parts)
-        handed = Handed(module, tensors, parts, scale, softcap, dropout, is_causal)
+        handed = Handed(module, tensors, parts, scale, softcap, dropout or 0.0, is_causal)
         call_within(modules, _tell, found.look, handed)
 
 
@@ -142,12 +142,12 @@ def _tell(look: Look, handed: Handed) -> None:
 _library = torch.library.Library("visualizer", "FRAGMENT")
 _library.define(
     "saw_attention(Tensor(a!) anchor, int spot, Tensor?[] tensors, Tensor?[] parts, float? scale, "
-    "float? softcap, float dropout, bool? is_causal) -> ()"
+    "float? softcap, float? dropout, bool? is_causal) -> ()"
 )
 _library.impl("saw_attention", _on_run, "CompositeExplicitAutograd")
 _library.impl("saw_attention", lambda *_: None, "Meta")
 _operator = torch.ops.visualizer.saw_attention.default
-_anchor = torch.zeros(1)
+_anchor = torch.zeros(())
 """What the operator says that it writes to. It does not."""
 
 
@@ -157,7 +157,7 @@ def saw(
     parts: list[Tensor | None],
     scale: float | None = None,
     softcap: float | None = None,
-    dropout: float = 0.0,
+    dropout: float | None = None,
     is_causal: bool | None = None,
 ) -> None:
     """Hand an attention call over when the graph runs. Compiled, never run.

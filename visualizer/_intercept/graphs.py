@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from visualizer._capture.eager_stance import ImportHook, eager_stance
+from visualizer._intercept.compiled_softmax import make_handlers, make_softmax_method
 from visualizer._intercept.patches import patches
 
 __all__ = ["OwnGraphs"]
@@ -42,7 +43,7 @@ class OwnGraphs:
 
     def __init__(self) -> None:
         self._waiting: ImportHook | None = None
-        self._frames: ModuleType | None = None
+        self._places: list[tuple[Any, str]] = []
 
     def install(self) -> None:
         """Begin, now or when the compiler is imported."""
@@ -56,11 +57,8 @@ class OwnGraphs:
         """End, and return what could not be put back."""
         self._stop_waiting()
         eager_stance.keep(False, owner=self)
-        frames, self._frames = self._frames, None
-        if frames is None:
-            return []
-        trouble = patches.release(frames, _CHOOSER)
-        return [] if trouble is None else [trouble]
+        released = [patches.release(*self._places.pop()) for _ in range(len(self._places))]
+        return [trouble for trouble in released if trouble is not None]
 
     def _on_import(self) -> None:
         self._stop_waiting()
@@ -76,12 +74,31 @@ class OwnGraphs:
         if not _can_compile(frames):
             eager_stance.keep(True, owner=self)
             return
-        patches.acquire(frames, _CHOOSER, functools.partial(_make_chooser, frames))
-        self._frames = frames
+        for owner, name, make in _places(frames):
+            patches.acquire(owner, name, make)
+            self._places.append((owner, name))
 
 
 def _can_compile(frames: ModuleType) -> bool:
-    return all(hasattr(frames, name) for name in _NEEDED) and frames._stance.stance == "default"
+    from torch._dynamo.variables import TensorVariable, TorchInGraphFunctionVariable
+
+    return (
+        all(hasattr(frames, name) for name in _NEEDED)
+        and hasattr(TensorVariable, "call_method")
+        and hasattr(TorchInGraphFunctionVariable, "_get_handlers")
+        and frames._stance.stance == "default"
+    )
+
+
+def _places(frames: ModuleType) -> list[tuple[Any, str, Callable[[Any], Any]]]:
+    """Return what is replaced in Dynamo: owner, name, and what makes the stand-in."""
+    from torch._dynamo.variables import TensorVariable, TorchInGraphFunctionVariable
+
+    return [
+        (frames, _CHOOSER, functools.partial(_make_chooser, frames)),
+        (TensorVariable, "method_softmax", make_softmax_method),
+        (TorchInGraphFunctionVariable, "_get_handlers", make_handlers),
+    ]
 
 
 class _Backend:

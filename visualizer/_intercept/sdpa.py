@@ -46,19 +46,19 @@ def _compiled(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
+    *args: Any,
+    **kwargs: Any,
 ) -> Tensor:
     """Call the function, and hand the call over when the graph runs. Compiled, never run."""
-    output = original(
-        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-    )
+    output = original(query, key, value, *args, **kwargs)
     spot = find_spot(_look)
     if spot != NOT_SEEN:
-        saw(spot, [query, key, value, output], [attn_mask], scale, None, dropout_p, is_causal)
+        # no default of ours is a float: Dynamo would take it for one that changes
+        mask = args[0] if args else kwargs.get("attn_mask")
+        dropout = args[1] if len(args) > 1 else kwargs.get("dropout_p", 0.0)
+        is_causal = args[2] if len(args) > 2 else kwargs.get("is_causal", False)
+        tensors = [query, key, value, output]
+        saw(spot, tensors, [mask], kwargs.get("scale"), None, dropout, is_causal)
     return output
 
 

@@ -25,8 +25,8 @@ def tell(sighting: Sighting) -> None:
     if not observers:
         return
     obstacle = find_obstacle()
-    if obstacle is Obstacle.COMPILER or obstacle is Obstacle.BACKWARD:
-        return  # the one has no values, the other is a second time
+    if obstacle is Obstacle.COMPILER or obstacle is Obstacle.BACKWARD or _is_made_a_graph():
+        return  # the first has no values, the second is a second time
     depth.told += 1
     reason = _why_out_of_sight() if obstacle is None else obstacle.value
     if reason is not None:
@@ -75,6 +75,13 @@ def is_graph_recorded() -> bool:
             torch._C._TorchDispatchModeKey.FUNCTIONAL,
         )
     )
+
+
+def _is_made_a_graph() -> bool:
+    """Tell whether torch.compile makes a graph of what runs, which will hand over what it sees."""
+    if torch._guards.TracingContext.try_get() is None:
+        return False
+    return is_graph_recorded() and not getattr(torch.compiler, "is_exporting", bool)()
 
 
 def _why_out_of_sight() -> str | None:

@@ -6,7 +6,7 @@ is being made, and what they return is a constant of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import CodeType
 from typing import Any, TypeVar
 
@@ -16,7 +16,16 @@ from torch import nn
 from visualizer._intercept.compiled import Look, add_spot
 from visualizer._intercept.telling import tell_errors
 
-__all__ = ["NOT_SEEN", "find_local", "find_spot", "hides", "reading", "runs_while_compiling"]
+__all__ = [
+    "NOT_SEEN",
+    "find_local",
+    "find_modules",
+    "find_spot",
+    "find_spot_of",
+    "hides",
+    "reading",
+    "runs_while_compiling",
+]
 
 NOT_SEEN = -1
 """In place of a spot's number, where the graph is to be left as it is."""
@@ -61,32 +70,42 @@ def find_local(reader: Any, name: str) -> Any:
     return None
 
 
+def find_modules(readers: Iterable[Any], name: str = "self") -> list[nn.Module]:
+    """Return the modules whose code is being compiled, the innermost first.
+
+    Args:
+        readers: As `reading` yields them.
+        name: What the first of them calls its module; the others' is `self`.
+    """
+    found: list[nn.Module] = []
+    for reader in readers:
+        module = find_local(reader, name)
+        if isinstance(module, nn.Module) and not any(module is each for each in found[-1:]):
+            found.append(module)
+        name = "self"
+    return found
+
+
 @runs_while_compiling
-def find_spot(look: Look, module_name: str = "self") -> int:
-    """Return the number of an attention call; called by the function that calls attention.
+def find_spot(look: Look, name: str = "self") -> int:
+    """Return the number of an attention call, for the function that hands it over.
 
     Args:
         look: As in `Spot`.
-        module_name: The caller's name for the module that attends.
+        name: What that function calls the module that attends.
     """
     with tell_errors():
-        return _find_spot(look, module_name)
+        return find_spot_of(list(reading()), look, name)
     return NOT_SEEN
 
 
-def _find_spot(look: Look, module_name: str) -> int:
-    caller, *outer = reading()
-    if caller.output.export or _is_exporting():
+def find_spot_of(readers: Sequence[Any], look: Look, name: str = "self") -> int:
+    """Return the number of an attention call, given what is being compiled."""
+    if readers[0].output.export or _is_exporting():
         return NOT_SEEN
-    if any(reader.f_code in _whole for reader in outer):
+    if any(reader.f_code in _whole for reader in readers[1:]):
         return NOT_SEEN
-    found = [find_local(caller, module_name)]
-    found += [find_local(reader, "self") for reader in outer]
-    modules: list[nn.Module] = []
-    for module in found:
-        if isinstance(module, nn.Module) and not any(module is each for each in modules[-1:]):
-            modules.append(module)
-    return add_spot(look, modules)
+    return add_spot(look, find_modules(readers, name))
 
 
 def _is_exporting() -> bool:
