@@ -10,8 +10,9 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from visualizer._intercept.frames import call_within, modules_on_stack
 from visualizer._intercept.observers import Sighting, depth, find_observers
 from visualizer._intercept.telling import tell, tell_errors
 
-__all__ = ["Handed", "Look", "Spot", "add_spot", "count_spots", "saw"]
+__all__ = ["Argument", "Handed", "Look", "Spot", "add_spot", "count_spots", "saw"]
 
 
 class Handed(NamedTuple):
@@ -60,27 +61,61 @@ class Spot:
         paths: Theirs from the last one of them, which is what was compiled, or a part of that;
             None where one is none of its parts.
         compiled: The class of that last one.
+        argument: How to get at it where it is not on the stack, but an argument.
     """
 
     look: Look
     modules: tuple[weakref.ref[nn.Module], ...]
     paths: tuple[str, ...] | None
     compiled: weakref.ref[type] | None
+    argument: Argument | None
 
     def find_modules(self, frame: FrameType | None) -> list[nn.Module]:
         """Return the modules that are in the call now.
 
-        Modules that are alike and compiled one by one may share a graph; so it is the one on the
-        stack whose parts count.
+        Modules that are alike, each compiled or given to a compiled function, may share a graph. So
+        it is the one that is called now whose parts count.
         """
         met = [module for module in (each() for each in self.modules) if module is not None]
         cls = None if self.compiled is None else self.compiled()
         if cls is None or self.paths is None:
             return met
-        root = next((each for each in _unwrapped(frame) if type(each) is cls), None)
+        called = _unwrapped(frame) if self.argument is None else self.argument.find(frame)
+        root = next((each for each in called if type(each) is cls), None)
         if root is None or (met and met[-1] is root):
             return met
         return [root.get_submodule(path) for path in self.paths]
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """What a compiled function is given, or finds around itself.
+
+    Attributes:
+        function: File, line and name, which its compiled code has, too.
+        expression: Of its locals `L` and globals `G`, as Dynamo's guards have it.
+    """
+
+    function: tuple[str, int, str]
+    expression: str
+
+    @classmethod
+    def of(cls, code: CodeType, expression: str) -> Argument:
+        """Return what an expression of a function's stands for."""
+        return cls(_name(code), expression)
+
+    def find(self, frame: FrameType | None) -> Iterator[Any]:
+        """Yield it, if the function is running. No program's `locals()` is in compiled code."""
+        while frame is not None:
+            if _name(frame.f_code) == self.function:
+                with suppress(Exception):
+                    yield eval(self.expression, {"L": frame.f_locals, "G": frame.f_globals})
+                return
+            frame = frame.f_back
+
+
+def _name(code: CodeType) -> tuple[str, int, str]:
+    return code.co_filename, code.co_firstlineno, code.co_name
 
 
 def _unwrapped(frame: FrameType | None) -> Iterator[nn.Module]:
@@ -94,15 +129,20 @@ _spots: list[Spot] = []
 """By their number, which graphs have as a constant."""
 
 
-def add_spot(look: Look, modules: list[nn.Module]) -> int:
-    """Note an attention call of a graph that is being made, and return its number."""
+def add_spot(look: Look, modules: list[nn.Module], argument: Argument | None) -> int:
+    """Note an attention call of a graph that is being made, and return its number.
+
+    Args:
+        look, argument: As in `Spot`.
+        modules: The innermost first.
+    """
     paths = None
     if modules:
         known = {id(module): path for path, module in modules[-1].named_modules()}
         if all(id(module) in known for module in modules):
             paths = tuple(known[id(module)] for module in modules)
     compiled = weakref.ref(type(modules[-1])) if modules else None
-    _spots.append(Spot(look, tuple(map(weakref.ref, modules)), paths, compiled))
+    _spots.append(Spot(look, tuple(map(weakref.ref, modules)), paths, compiled, argument))
     return len(_spots) - 1
 
 

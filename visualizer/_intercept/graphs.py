@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from visualizer._capture.eager_stance import ImportHook, eager_stance
+from visualizer._intercept.calls import make_module_call
 from visualizer._intercept.compiled_softmax import make_handlers, make_softmax_method
 from visualizer._intercept.patches import patches
 
@@ -92,12 +93,17 @@ def _can_compile(frames: ModuleType) -> bool:
 
 def _places(frames: ModuleType) -> list[tuple[Any, str, Callable[[Any], Any]]]:
     """Return what is replaced in Dynamo: owner, name, and what makes the stand-in."""
-    from torch._dynamo.variables import TensorVariable, TorchInGraphFunctionVariable
+    from torch._dynamo.variables import (
+        TensorVariable,
+        TorchInGraphFunctionVariable,
+        UnspecializedNNModuleVariable,
+    )
 
     return [
         (frames, _CHOOSER, functools.partial(_make_chooser, frames)),
         (TensorVariable, "method_softmax", make_softmax_method),
         (TorchInGraphFunctionVariable, "_get_handlers", make_handlers),
+        (UnspecializedNNModuleVariable, "call_function", make_module_call),
     ]
 
 

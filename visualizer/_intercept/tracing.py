@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from visualizer._intercept.compiled import Look, add_spot
+from visualizer._intercept.compiled import Argument, Look, add_spot
 from visualizer._intercept.telling import tell_errors
 
 __all__ = [
@@ -105,7 +105,21 @@ def find_spot_of(readers: Sequence[Any], look: Look, name: str = "self") -> int:
         return NOT_SEEN
     if any(reader.f_code in _whole for reader in readers[1:]):
         return NOT_SEEN
-    return add_spot(look, find_modules(readers, name))
+    modules = find_modules(readers, name)
+    return add_spot(look, modules, _find_argument(readers, modules[-1]) if modules else None)
+
+
+def _find_argument(readers: Sequence[Any], module: nn.Module) -> Argument | None:
+    """Return how the compiled function gets at a module; None where it is a method of the module's.
+
+    Then the module's call is on the stack when the graph runs.
+    """
+    if find_local(readers[-1], "self") is module:
+        return None
+    reader = next(each for each in reversed(readers) if find_local(each, "self") is module)
+    name = getattr(getattr(reader.symbolic_locals["self"], "source", None), "name", None)
+    name = name() if callable(name) else name
+    return Argument.of(readers[-1].f_code, name) if isinstance(name, str) else None
 
 
 def _is_exporting() -> bool:
