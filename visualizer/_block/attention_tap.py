@@ -368,9 +368,10 @@ def _can_wait(sighting: Sighting) -> bool:
 
     Tensors with a graph would keep that alive, and parts of larger ones those. Tensors of inference
     mode don't tell when they are written to. A decoder's keys, more than its queries, would keep
-    its cache, and those of a static one are written to by the next step.
+    its cache, and those of a static one are written to by the next step. What a compiled graph
+    lends is overwritten at once.
     """
-    if len(sighting.tensors) < 4:
+    if sighting.is_borrowed or len(sighting.tensors) < 4:
         return False
     query, key, value, output = sighting.tensors[:4]
     if query is None or key is None or value is None or output is None:

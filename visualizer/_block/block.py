@@ -59,6 +59,7 @@ class Block:
             if attention
             else None
         )
+        self._needs_eager = bool(locals) or bool(modules) or gradients
         self.error: Exception | None = None
 
     def open(self) -> None:
@@ -70,7 +71,8 @@ class Block:
             self.locals.install()
             if self.attention is not None:
                 self.attention.install()
-            eager_stance.keep(True, owner=self)
+            if self._needs_eager:
+                eager_stance.keep(True, owner=self)
             open_observer(self)
         except BaseException:
             self.close()

@@ -18,7 +18,7 @@ from typing import Any
 
 from visualizer._capture.notices import notify
 
-__all__ = ["EagerStance", "eager_stance"]
+__all__ = ["EagerStance", "ImportHook", "eager_stance"]
 
 _COMPILER = "torch._dynamo"
 
@@ -32,7 +32,7 @@ class EagerStance:
 
     def __init__(self) -> None:
         self.is_unexplained = False
-        self._waiting: _ImportHook | None = None
+        self._waiting: ImportHook | None = None
         self._stance: Any = None
         self._has_notified = False
         self._owners: set[object] = set()
@@ -49,8 +49,8 @@ class EagerStance:
             if _COMPILER in sys.modules:
                 self._take()
             else:
-                self._waiting = _ImportHook(_COMPILER, self._on_import)
-                sys.meta_path.insert(0, self._waiting)
+                self._waiting = ImportHook(_COMPILER, self._on_import)
+                self._waiting.install()
 
     def _on_import(self) -> None:
         self._stop_waiting()
@@ -103,8 +103,8 @@ class EagerStance:
 
     def _stop_waiting(self) -> None:
         waiting, self._waiting = self._waiting, None
-        if waiting is not None and waiting in sys.meta_path:
-            sys.meta_path.remove(waiting)
+        if waiting is not None:
+            waiting.remove()
 
 
 def _is_present(stance: Any) -> bool:
@@ -119,13 +119,22 @@ def _has_compiled(compiler: ModuleType) -> bool:
     return any(backend is not None for backend in backends.values())
 
 
-class _ImportHook(MetaPathFinder):
+class ImportHook(MetaPathFinder):
     """Calls back once a module has been imported."""
 
     def __init__(self, name: str, callback: Callable[[], None]) -> None:
         self._name = name
         self._callback = callback
         self._is_searching = False
+
+    def install(self) -> None:
+        """Wait for the module."""
+        sys.meta_path.insert(0, self)
+
+    def remove(self) -> None:
+        """Wait no more."""
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
 from torch import nn
+from torch.fx import GraphModule
 
-__all__ = ["innermost_module", "modules_on_stack"]
+__all__ = ["call_within", "innermost_module", "modules_on_stack"]
 
 _CALLS = frozenset(
     getattr(nn.Module, name).__code__
@@ -21,12 +22,30 @@ that changes the dict that the program's `locals()` returned, and keeps alive wh
 
 def modules_on_stack(frame: FrameType | None) -> Iterator[nn.Module]:
     """Yield the modules that are being called, from the innermost outwards; one may come again."""
+    is_compiled = False
     while frame is not None:
         if frame.f_code in _CALLS:
             module = frame.f_locals.get("self")
-            if isinstance(module, nn.Module):
+            if isinstance(module, nn.Module) and not (
+                is_compiled and isinstance(module, GraphModule)  # the graph itself, as a module
+            ):
                 yield module
+        elif frame.f_code is _WITHIN:
+            yield from frame.f_locals["modules"]
+            is_compiled = True
         frame = frame.f_back
+
+
+def call_within(modules: Sequence[nn.Module], function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function as if by modules, whose own calls are nowhere on the stack.
+
+    Args:
+        modules: The innermost first.
+    """
+    return function(*args)
+
+
+_WITHIN = call_within.__code__
 
 
 def innermost_module(frame: FrameType | None) -> Any:

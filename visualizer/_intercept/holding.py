@@ -86,9 +86,9 @@ class Kept:
         return self.tensors
 
 
-def keep(*tensors: Tensor) -> Kept:
+def keep(*tensors: Tensor, copy: bool = False) -> Kept:
     """Hold several tensors."""
-    return Kept(*map(hold, tensors))
+    return Kept(*(hold(tensor, copy=copy) for tensor in tensors))
 
 
 def why_no_value(*tensors: Tensor | None) -> str | None:

@@ -11,6 +11,8 @@ import torch
 import torch.jit._builtins
 from torch.nn import functional
 
+from visualizer._intercept.borrowed import forget_parts
+from visualizer._intercept.graphs import OwnGraphs
 from visualizer._intercept.multihead import make_baddbmm, make_bmm
 from visualizer._intercept.patches import aliases, patches, replace_references
 from visualizer._intercept.projected import make_encoder_layer, make_native_multi_head
@@ -70,6 +72,7 @@ class AttentionPatches:
 
     def __init__(self) -> None:
         self._places: list[tuple[Any, str]] = []
+        self._graphs = OwnGraphs()
 
     def install(self) -> None:
         """Replace the functions, and the names that modules have imported them by."""
@@ -88,14 +91,17 @@ class AttentionPatches:
         for owner, name, make in places:
             patches.acquire(owner, name, functools.partial(_stand_in, make))
             self._places.append((owner, name))
+        self._graphs.install()
 
     def remove(self) -> list[str]:
         """Put everything back, and return what could not be."""
+        troubles = self._graphs.remove()
+        forget_parts()
         released = [patches.release(*self._places.pop()) for _ in range(len(self._places))]
         for each in list(_stand_ins.values()):
             if each.references() > each.count and not patches.uses(each.wrapper):
                 replace_references(each.wrapper, each.original)
-        return [trouble for trouble in released if trouble is not None]
+        return troubles + [trouble for trouble in released if trouble is not None]
 
 
 def attention_functions() -> dict[int, str]:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -64,6 +65,8 @@ def make_bmm(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(original)
     def bmm(*args: Any, **kwargs: Any) -> Tensor:
+        if torch.compiler.is_dynamo_compiling():
+            return original(*args, **kwargs)
         frame = sys._getframe(1)
         if frame.f_code is _MULTI_HEAD and len(args) == 2:
             _last.note(frame, _Product(None, *args))
@@ -77,6 +80,8 @@ def make_baddbmm(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(original)
     def baddbmm(*args: Any, **kwargs: Any) -> Tensor:
+        if torch.compiler.is_dynamo_compiling():
+            return original(*args, **kwargs)
         frame = sys._getframe(1)
         if frame.f_code is _MULTI_HEAD and len(args) == 3:
             _last.note(frame, _Product(*args))

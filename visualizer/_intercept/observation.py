@@ -51,12 +51,14 @@ class Observation:
         shape: `(batch, head, query, key)`.
         module: The module it belongs to, where the program says so.
         refusal: Why its map can't be rebuilt; completes "…, because …".
+        is_borrowed: Its tensors, but for masks, are good for this moment only, and are copied.
     """
 
     source: str
     shape: tuple[int, int, int, int] = (0, 0, 0, 0)
     module: Any = None
     refusal: str | None = None
+    is_borrowed: bool = False
 
     def why_no_value(self) -> str | None:
         """Say why nothing can be kept of it; None where it can."""
@@ -151,10 +153,10 @@ class QueryKeyObservation(Observation):
 
     def hold(self) -> Held:
         found = self.arrange(self.tensors)
-        output = found.output
+        output, copy = found.output, self.is_borrowed
         call = AttentionCall(
-            hold(_as_computed(found.query, output)),
-            hold(_as_computed(found.key, output), copy=is_cache(found.query, found.key)),
+            hold(_as_computed(found.query, output), copy=copy),
+            hold(_as_computed(found.key, output), copy=copy or is_cache(found.query, found.key)),
             scale=self.scale,
             mask=self.mask,
             softcap=self.softcap,
@@ -175,6 +177,7 @@ class QueryKeyObservation(Observation):
             module=self.module,
             weights=weights,
             confirmed=None if self.dropout > 0 else True,
+            is_borrowed=self.is_borrowed,
         )
 
     def returned(self) -> Returned | None:
@@ -218,7 +221,7 @@ class WeightsObservation(Observation):
         return Returned(self.program_weights, self.arrange)
 
     def hold(self) -> Held:
-        kept = keep(self.weights)
+        kept = keep(self.weights, copy=self.is_borrowed)
         return Held(lambda: kept.read()[0], kept.tensors, confirmed=self.confirmed)
 
 

@@ -38,9 +38,12 @@ class Sighting:
         tensors: Query, key, value and output, if these and `parts` are all that it looks at.
         parts: Mask, bias and the like.
         module: The module that attends, where the program says so.
+
+    Attributes:
+        is_borrowed: Its `tensors` are good for this moment only: a compiled graph's own memory.
     """
 
-    __slots__ = ("_args", "_kwargs", "_look", "module", "parts", "tensors")
+    __slots__ = ("_args", "_kwargs", "_look", "is_borrowed", "module", "parts", "tensors")
 
     def __init__(
         self,
@@ -53,10 +56,13 @@ class Sighting:
     ) -> None:
         self._look, self._args, self._kwargs = look, args, kwargs
         self.tensors, self.parts, self.module = tensors, parts, module
+        self.is_borrowed = False
 
     def look(self) -> Observation:
         """Return what was seen."""
-        return self._look(*self._args, **self._kwargs)
+        observation = self._look(*self._args, **self._kwargs)
+        observation.is_borrowed = self.is_borrowed
+        return observation
 
     @property
     def kind(self) -> Hashable:

@@ -33,14 +33,14 @@ class Patches:
         self._lock = threading.RLock()
 
     def acquire(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
-        """Replace an attribute by `make(attribute)`, unless that was done before."""
+        """Replace an attribute, or None, by `make(attribute)`, unless that was done before."""
         with self._lock:
             replaced = self._replaced.get((id(owner), name))
             if replaced is not None:
                 replaced.users += 1
                 return
             original = vars(owner).get(name, _ABSENT)
-            wrapper = make(getattr(owner, name))
+            wrapper = make(getattr(owner, name, None))
             setattr(owner, name, wrapper)
             self._replaced[id(owner), name] = _Replacement(owner, name, wrapper, original)
 

@@ -17,11 +17,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from visualizer._intercept.check import compare, indices, score_size, some_rows
+from visualizer._intercept.compiled import Handed, saw
 from visualizer._intercept.frames import innermost_module
-from visualizer._intercept.holding import Kept, keep, why_no_value
+from visualizer._intercept.holding import Kept, hold, why_no_value
 from visualizer._intercept.observation import Held, Observation
 from visualizer._intercept.observers import Sighting, call_inside, depth
 from visualizer._intercept.telling import tell
+from visualizer._intercept.tracing import NOT_SEEN, find_spot, runs_while_compiling
 from visualizer.attention import AttentionCall, Mask
 from visualizer.attention.rows import weights_of_rows
 from visualizer.attention.unobserved import unobserved
@@ -94,7 +96,7 @@ class _ProjectedObservation(Observation):
 
     def hold(self) -> Held:
         rest = () if self.rest is None else self.rest.tensors
-        kept = keep(self.x, *self.weights, *rest)
+        kept = Kept(hold(self.x, copy=self.is_borrowed), *map(hold, (*self.weights, *rest)))
         layer = _Layer(kept, self.heads, self._mask(), self.rest)
         shortest = self.shape[2] if self.lengths is None else min(self.lengths)
         rows = some_rows(shortest)
@@ -183,6 +185,8 @@ def make_native_multi_head(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def _native_multi_head_attention(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_dynamo_compiling():
+            return _compiled(original, False, *args, **kwargs)
         if depth.inside:
             return original(*args, **kwargs)
         result = call_inside(original, *args, **kwargs)
@@ -197,6 +201,8 @@ def make_encoder_layer(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def _transformer_encoder_layer_fwd(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_dynamo_compiling():
+            return _compiled(original, True, *args, **kwargs)
         if depth.inside:
             return original(*args, **kwargs)
         result = call_inside(original, *args, **kwargs)
@@ -206,6 +212,35 @@ def make_encoder_layer(original: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return _transformer_encoder_layer_fwd
+
+
+def _compiled(original: Callable[..., Any], is_encoder: bool, *args: Any, **kwargs: Any) -> Any:
+    """Call a fused layer, and hand the call over when the graph runs. Compiled, never run."""
+    result = original(*args, **kwargs)
+    if not kwargs:
+        constants = tuple(None if isinstance(arg, Tensor) else arg for arg in args)
+        tensors = [arg if isinstance(arg, Tensor) else None for arg in args]
+        spot = _find_spot(is_encoder, constants)
+        if spot != NOT_SEEN:
+            saw(spot, [result if is_encoder else result[0], *tensors], [])
+    return result
+
+
+@runs_while_compiling
+def _find_spot(is_encoder: bool, constants: tuple[Any, ...]) -> int:
+    return find_spot(functools.partial(_look, is_encoder, constants))
+
+
+def _look(is_encoder: bool, constants: tuple[Any, ...], handed: Handed) -> Sighting:
+    output, *tensors = handed.tensors
+    given = tuple(
+        constant if tensor is None else tensor
+        for tensor, constant in zip(tensors, constants, strict=True)
+    )
+    if not is_encoder:
+        return Sighting(_observe_native, (output, *given), {}, module=handed.module)
+    attention = getattr(handed.module, "self_attn", handed.module)
+    return Sighting(_observe_encoder, (output, attention, *given), {}, module=attention)
 
 
 def _observe_native(

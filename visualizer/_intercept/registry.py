@@ -17,9 +17,18 @@ import torch
 from torch import Tensor
 
 from visualizer._intercept.block_mask import is_too_large, to_mask
+from visualizer._intercept.compiled import Handed, Look, count_spots, saw
 from visualizer._intercept.observation import FourAxes, Observation, QueryKeyObservation
 from visualizer._intercept.observers import Sighting, call_inside, count_told, depth, find_observers
-from visualizer._intercept.telling import refuse, tell
+from visualizer._intercept.telling import refuse, tell, tell_errors
+from visualizer._intercept.tracing import (
+    NOT_SEEN,
+    find_local,
+    find_spot,
+    hides,
+    reading,
+    runs_while_compiling,
+)
 from visualizer.attention import Mask
 
 __all__ = ["find_registry", "make_get_interface"]
@@ -41,6 +50,9 @@ def make_get_interface(original: Callable[..., Any]) -> Callable[..., Any]:
     def get_interface(self: Any, attn_implementation: str, default: Callable[..., Any]) -> Any:
         function = original(self, attn_implementation, default)
         name = attn_implementation or "eager"
+        if torch.compiler.is_dynamo_compiling():
+            compiled = _compiled if _is_known(name) else _compiled_unknown
+            return functools.partial(compiled, function, name)
         return _observed(function, name) if find_observers() else function
 
     return get_interface
@@ -92,9 +104,103 @@ def _call_unknown(function: Callable[..., Any], name: str, *args: Any, **kwargs:
     result = function(*args, **kwargs)
     if count_told() == before and not depth.inside:
         module = args[0] if args else kwargs.get("module")
-        reason = f"the attention function {name!r} calls none that can be seen"
-        tell(refuse(name, reason, module))
+        tell(refuse(name, _unseen(name), module))
     return result
+
+
+@runs_while_compiling
+def _is_known(name: str) -> bool:
+    """Tell whether `get_interface`, which calls this, has found a function that we know."""
+    with tell_errors():
+        return _find_observe(find_local(next(reading()), "function"), name) is not None
+    return False
+
+
+@hides
+def _compiled(
+    function: Callable[..., Any],
+    name: str,
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Call a function that we know, and hand the call over when the graph runs."""
+    result = function(module, query, key, *args, **kwargs)
+    value = args[0] if args else kwargs.get("value")
+    mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
+    is_plain = (mask is None or isinstance(mask, Tensor)) and kwargs.get("cache") is None
+    spot = _find_spot(name, is_plain)
+    if spot != NOT_SEEN and is_plain:
+        saw(
+            spot,
+            [query, key, value, result[0]],
+            [mask, kwargs.get("position_bias"), kwargs.get("s_aux")],
+            kwargs.get("scaling"),
+            kwargs.get("softcap"),
+            kwargs.get("dropout") or 0.0,
+            kwargs.get("is_causal"),
+        )
+    elif spot != NOT_SEEN:
+        saw(spot, [], [])
+    return result
+
+
+def _compiled_unknown(
+    function: Callable[..., Any], name: str, module: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """Call a function that is not known: what it calls in turn may be seen."""
+    before = _count_spots()
+    result = function(module, *args, **kwargs)
+    if _count_spots() == before:
+        spot = _find_spot_of_unknown(name)
+        if spot != NOT_SEEN:
+            saw(spot, [], [])
+    return result
+
+
+@runs_while_compiling
+def _count_spots() -> int:
+    return count_spots()
+
+
+@runs_while_compiling
+def _find_spot(name: str, is_plain: bool) -> int:
+    if not is_plain:
+        return find_spot(_refusing(name, _IN_A_GRAPH), "module")
+    return find_spot(functools.partial(_look, _OBSERVE[name]), "module")
+
+
+@runs_while_compiling
+def _find_spot_of_unknown(name: str) -> int:
+    return find_spot(_refusing(name, _unseen(name)), "module")
+
+
+_IN_A_GRAPH = "a compiled graph can't hand over its BlockMask, or its paged cache"
+
+
+def _unseen(name: str) -> str:
+    return f"the attention function {name!r} calls none that can be seen"
+
+
+def _refusing(name: str, reason: str) -> Look:
+    return lambda handed: refuse(name, reason, handed.module)
+
+
+def _look(observe: Callable[..., Observation], handed: Handed) -> Sighting:
+    query, key, value, output = handed.tensors
+    mask, bias, sinks = handed.parts
+    options = {
+        "scaling": handed.scale,
+        "softcap": handed.softcap,
+        "dropout": handed.dropout,
+        "is_causal": handed.is_causal,
+        "position_bias": bias,
+        "s_aux": sinks,
+    }
+    given = ((output, None), handed.module, query, key, value, mask)
+    return Sighting(observe, given, options, handed.tensors, handed.parts, handed.module)
 
 
 def _observe_eager(

@@ -7,11 +7,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from visualizer._intercept.compiled import Handed, saw
 from visualizer._intercept.observation import FourAxes, Observation, QueryKeyObservation
 from visualizer._intercept.observers import Sighting, call_inside, depth
 from visualizer._intercept.telling import tell
+from visualizer._intercept.tracing import NOT_SEEN, find_spot
 from visualizer.attention import Mask
 
 __all__ = ["as_four_axes", "make_sdpa", "observe_sdpa"]
@@ -24,6 +27,8 @@ def make_sdpa(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def scaled_dot_product_attention(
         query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
     ) -> Tensor:
+        if torch.compiler.is_dynamo_compiling():
+            return _compiled(original, query, key, value, *args, **kwargs)
         if depth.inside:
             return original(query, key, value, *args, **kwargs)
         output = call_inside(original, query, key, value, *args, **kwargs)
@@ -34,6 +39,34 @@ def make_sdpa(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return output
 
     return scaled_dot_product_attention
+
+
+def _compiled(
+    original: Callable[..., Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
+    """Call the function, and hand the call over when the graph runs. Compiled, never run."""
+    output = original(query, key, value, *args, **kwargs)
+    spot = find_spot(_look)
+    if spot != NOT_SEEN:
+        # no default of ours is a float: Dynamo would take it for one that changes
+        mask = args[0] if args else kwargs.get("attn_mask")
+        dropout = args[1] if len(args) > 1 else kwargs.get("dropout_p", 0.0)
+        is_causal = args[2] if len(args) > 2 else kwargs.get("is_causal", False)
+        tensors = [query, key, value, output]
+        saw(spot, tensors, [mask], kwargs.get("scale"), None, dropout, is_causal)
+    return output
+
+
+def _look(handed: Handed) -> Sighting:
+    query, key, value, output = handed.tensors
+    given = (output, query, key, value, *handed.parts)
+    given = (*given, handed.dropout, handed.is_causal, handed.scale)
+    return Sighting(observe_sdpa, given, {}, handed.tensors, handed.parts, handed.module)
 
 
 def observe_sdpa(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
@@ -23,7 +23,7 @@ from visualizer._intercept.observers import Sighting, call_inside, depth, find_o
 from visualizer._intercept.telling import is_graph_recorded, tell, tell_errors
 from visualizer.attention.unobserved import unobserved
 
-__all__ = ["make_softmax"]
+__all__ = ["four_axes", "heads_of", "looks_like_attention", "make_softmax", "sight_weights"]
 
 _FUNCTIONAL = functional.softmax.__code__
 
@@ -33,6 +33,8 @@ def make_softmax(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @functools.wraps(original)
     def softmax(*args: Any, **kwargs: Any) -> Tensor:
+        if torch.compiler.is_dynamo_compiling():  # which is told of it otherwise
+            return original(*args, **kwargs)
         if depth.inside or not find_observers():
             return original(*args, **kwargs)
         weights = call_inside(original, *args, **kwargs)
@@ -55,9 +57,9 @@ def _look(weights: Tensor, dim: Any, frame: FrameType | None) -> None:
         sighting = find_multi_head(weights, frame)
         if sighting is None:
             module = _owner(frame)
-            if not _looks_like_attention(weights, module):
+            if not looks_like_attention(weights.shape[-2:], module):
                 return
-            sighting = Sighting(_observe, (weights, module), {}, module=module)
+            sighting = sight_weights(weights, module)
     tell(sighting)
 
 
@@ -67,8 +69,8 @@ def _owner(frame: FrameType | None) -> Any:
     return next((found for found in modules if not isinstance(found, nn.Softmax)), None)
 
 
-def _looks_like_attention(weights: Tensor, module: Any) -> bool:
-    """Tell whether the last two axes may be query and key."""
+def looks_like_attention(sizes: Sequence[int], module: Any) -> bool:
+    """Tell whether the last two axes, of these sizes, may be query and key."""
     name = type(module).__name__.lower()
     if any(word in name for word in ("router", "gate", "gating", "expert", "topk")):
         return False
@@ -76,14 +78,19 @@ def _looks_like_attention(weights: Tensor, module: Any) -> bool:
         return True
     if torch._C._get_tracing_state() is not None:
         return False  # sizes are tensors then
-    queries, keys = weights.shape[-2:]
+    queries, keys = sizes
     return queries == keys and keys > 1
 
 
+def sight_weights(weights: Tensor, module: Any) -> Sighting:
+    """Return the sighting of weights that the program itself has."""
+    return Sighting(_observe, (weights, module), {}, module=module)
+
+
 def _observe(weights: Tensor, module: Any) -> Observation:
-    heads = _heads_of(module)
+    heads = heads_of(module)
     with unobserved(weights.device.type):
-        four = _four_axes(weights.detach(), heads)
+        four = four_axes(weights.detach(), heads)
     batch, head, query, key = four.shape
     return WeightsObservation(
         source="softmax",
@@ -91,16 +98,17 @@ def _observe(weights: Tensor, module: Any) -> Observation:
         module=module,
         weights=four,
         program_weights=weights,
-        arrange=lambda tensor: _four_axes(tensor, heads),
+        arrange=lambda tensor: four_axes(tensor, heads),
     )
 
 
-def _heads_of(module: Any) -> Any:
+def heads_of(module: Any) -> Any:
     """Return the number of heads as a module tells it: torch's name for it, or diffusers'."""
     return getattr(module, "num_heads", getattr(module, "heads", None))
 
 
-def _four_axes(weights: Tensor, heads: Any) -> Tensor:
+def four_axes(weights: Tensor, heads: Any) -> Tensor:
+    """Return a tensor with heads as an axis of their own, and what is before them as the batch."""
     if weights.dim() == 3:
         split = heads if isinstance(heads, int) and len(weights) % heads == 0 else 1
         return weights.unflatten(0, (-1, split))

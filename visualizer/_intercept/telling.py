@@ -31,7 +31,7 @@ def tell(sighting: Sighting) -> None:
     if not observers:
         return
     obstacle = find_obstacle()
-    if obstacle is Obstacle.COMPILER:
+    if obstacle is Obstacle.COMPILER or _is_made_a_graph():
         return  # which has no values
     if obstacle is Obstacle.BACKWARD:
         _tell_again(observers, sighting)
@@ -95,6 +95,13 @@ def is_graph_recorded() -> bool:
             torch._C._TorchDispatchModeKey.FUNCTIONAL,
         )
     )
+
+
+def _is_made_a_graph() -> bool:
+    """Tell whether torch.compile makes a graph of what runs, which will hand over what it sees."""
+    if torch._guards.TracingContext.try_get() is None:
+        return False
+    return is_graph_recorded() and not getattr(torch.compiler, "is_exporting", bool)()
 
 
 def _why_out_of_sight() -> str | None:

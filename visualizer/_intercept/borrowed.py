@@ -1,0 +1,47 @@
+"""Masks that a compiled graph lends: copied, once for all the layers that share one."""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+from torch import Tensor
+
+from visualizer.attention.unobserved import unobserved
+
+__all__ = ["forget_parts", "keep_parts"]
+
+_last: dict[tuple[int, int], Tensor] = {}
+"""The last copy, by thread and place in the list, while a block is open. A graph's memory is written
+to without a trace in `_version`, so it is the content that tells whether it is the same."""
+
+
+def keep_parts(parts: list[Tensor | None]) -> list[Tensor | None]:
+    """Return tensors with the same content, that stay as they are."""
+    thread = threading.get_ident()
+    return [
+        None if part is None else _copy((thread, place), part) for place, part in enumerate(parts)
+    ]
+
+
+def forget_parts() -> None:
+    """Let go of the last copies."""
+    _last.clear()
+
+
+def _copy(place: tuple[int, int], part: Tensor) -> Tensor:
+    with unobserved(part.device.type):
+        small = part.detach()
+        for axis, stride in enumerate(small.stride()):
+            if stride == 0:  # expanded along it
+                small = small.narrow(axis, 0, min(1, small.shape[axis]))
+        last = _last.get(place)
+        if last is None or not _is_same(last, small):
+            last = _last[place] = small.clone()
+        return last.expand(part.shape)
+
+
+def _is_same(last: Tensor, part: Tensor) -> bool:
+    if last.shape != part.shape or last.dtype != part.dtype or last.device != part.device:
+        return False
+    return part.device.type == "cpu" and torch.equal(last, part)  # others would be waited for
