@@ -211,10 +211,11 @@ class AttentionRecord:
                 self._excess = None
                 held = own.hold()  # the program has the map itself
         if self.form == "rows" or (self.form == "weights" and own is None):
-            self._compare(held)
+            rows = _rows(held)
+            self._compare(held, rows)
             if held.mask is not None and all(t.device.type == "cpu" for t in held.tensors):
                 self._is_causal = held.mask.is_causal(*self.shape[2:]) or None
-            held = _as_rows(held)
+            held = Held(lambda: rows, (rows,), confirmed=held.confirmed)
         self._confirmed = held.confirmed
         return held
 
@@ -222,14 +223,14 @@ class AttentionRecord:
         """Hold the map against the model's output; on a GPU, without waiting for the result."""
         self._compare(self.settle())
 
-    def _compare(self, held: Held) -> None:
+    def _compare(self, held: Held, rows: Tensor | None = None) -> None:
         if held.check is None or self._is_compared:
             return
         self._is_compared = True
         found = held.read()
         if isinstance(found, AttentionCall):
             with unobserved(found.query.device.type):
-                self._excess = held.check.excess(found)
+                self._excess = held.check.excess(found, rows)
 
     def _is_refused(self, held: Held) -> bool:
         self._compare(held)
@@ -237,14 +238,12 @@ class AttentionRecord:
         return excess is not None and excess.device.type == "cpu" and bool(excess > 1)
 
 
-def _as_rows(held: Held) -> Held:
-    """Compute the weights now, and let go of what they are computed from."""
+def _rows(held: Held) -> Tensor:
+    """Compute the weights of all rows, apart from what they are computed from."""
     found = held.read()
     if isinstance(found, AttentionCall):
-        rows = weights_of_rows(found, range(found.shape[2]))
-    else:
-        rows = found.clone()
-    return Held(lambda: rows, (rows,), confirmed=held.confirmed)
+        return weights_of_rows(found, range(found.shape[2]))
+    return found.clone()
 
 
 def _device(observation: Observation) -> str:

@@ -18,7 +18,7 @@ from visualizer.attention import AttentionCall
 from visualizer.attention.rows import weights_of_rows
 from visualizer.attention.unobserved import unobserved
 
-__all__ = ["Check", "OutputCheck", "WeightsCheck", "compare", "indices", "score_size", "some_rows"]
+__all__ = ["Check", "OutputCheck", "WeightsCheck", "compare", "score_size", "some_rows", "some_weights"]
 
 _random = random.Random(0x5EED)  # private: the program's random state is never touched
 
@@ -30,11 +30,15 @@ _OUTPUT_ROUNDING = 4.0
 class Check(Protocol):
     """Compares a rebuilt map with what the model computed."""
 
-    def excess(self, call: AttentionCall) -> Tensor:
+    def excess(self, call: AttentionCall, weights: Tensor | None = None) -> Tensor:
         """Return by how much the difference passes what rounding explains, at its largest.
 
         A single number on the call's device: at most 1 where they agree, NaN where there is
         nothing to compare.
+
+        Args:
+            call: The call.
+            weights: Its weights, shape `(batch, head, query, key)`, where they are there already.
         """
 
     def tensors(self) -> tuple[Tensor, ...]:
@@ -71,8 +75,8 @@ class OutputCheck:
         projected = _project(value.to(exact), direction)
         return cls(rows, some.to(exact) @ direction, projected, sizes, _eps(output))
 
-    def excess(self, call: AttentionCall) -> Tensor:
-        weights = weights_of_rows(call, indices(call, self.rows))
+    def excess(self, call: AttentionCall, weights: Tensor | None = None) -> Tensor:
+        weights = some_weights(call, self.rows, weights)
         kernel = torch.finfo(weights.dtype).eps
         scores = _SCORE_ROUNDING * kernel * (8 + score_size(call, self.rows))
         return self._excess(weights, scores)
@@ -120,8 +124,8 @@ class WeightsCheck:
         rows = some_rows(weights.shape[-2])
         return cls(rows, weights[:, :, rows].detach().clone(), rounding)
 
-    def excess(self, call: AttentionCall) -> Tensor:
-        weights = weights_of_rows(call, indices(call, self.rows))
+    def excess(self, call: AttentionCall, weights: Tensor | None = None) -> Tensor:
+        weights = some_weights(call, self.rows, weights)
         scores = score_size(call, self.rows).unsqueeze(-1)
         rounding = self.rounding
         allowed = _SCORE_ROUNDING * rounding * (8 + scores) * (weights + rounding)
@@ -140,9 +144,11 @@ def some_rows(count: int) -> slice:
     return slice(start, start + (_MOST_ROWS - 1) * step + 1, step)
 
 
-def indices(call: AttentionCall, rows: slice) -> list[int]:
-    """Return a slice's queries."""
-    return list(range(call.shape[2])[rows])
+def some_weights(call: AttentionCall, rows: slice, weights: Tensor | None) -> Tensor:
+    """Return the weights of some rows, out of those of all where they are there."""
+    if weights is not None:
+        return weights[:, :, rows]
+    return weights_of_rows(call, list(range(call.shape[2])[rows]))
 
 
 _directions: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from visualizer._intercept.check import compare, indices, score_size, some_rows
+from visualizer._intercept.check import compare, score_size, some_rows, some_weights
 from visualizer._intercept.compiled import Handed, saw
 from visualizer._intercept.frames import innermost_module
 from visualizer._intercept.holding import Kept, hold, why_no_value
@@ -25,7 +25,6 @@ from visualizer._intercept.observers import Sighting, call_inside, depth
 from visualizer._intercept.telling import tell
 from visualizer._intercept.tracing import NOT_SEEN, find_spot, runs_while_compiling
 from visualizer.attention import AttentionCall, Mask
-from visualizer.attention.rows import weights_of_rows
 from visualizer.attention.unobserved import unobserved
 
 __all__ = ["make_encoder_layer", "make_native_multi_head"]
@@ -169,8 +168,8 @@ class _LayerCheck:
     def __init__(self, layer: _Layer, rows: slice, got: Tensor) -> None:
         self.layer, self.rows, self.got = layer, rows, got
 
-    def excess(self, call: AttentionCall) -> Tensor:
-        expected = self.layer.rows(self.rows, weights_of_rows(call, indices(call, self.rows)))
+    def excess(self, call: AttentionCall, weights: Tensor | None = None) -> Tensor:
+        expected = self.layer.rows(self.rows, some_weights(call, self.rows, weights))
         scores = score_size(call, self.rows).amax(1).unsqueeze(-1)
         rounding = 128 * torch.finfo(self.got.dtype).eps * (8 + scores)
         allowed = rounding * expected.abs().amax(-1, keepdim=True).clamp(min=1e-3)
