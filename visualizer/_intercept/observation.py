@@ -121,9 +121,9 @@ class QueryKeyObservation(Observation):
     tensors: FourAxes
     parts: tuple[Tensor | None, ...]
     arrange: Callable[[FourAxes], FourAxes]
-    arrange_returned: Callable[[Tensor], Tensor]
     make_mask: Callable[[], Mask]
     scale: float
+    arrange_returned: Callable[[Tensor], Tensor] = lambda tensor: tensor
     softcap: float | None = None
     sinks: Tensor | None = None
     empty_rows: float = 0.0
