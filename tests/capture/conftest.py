@@ -27,6 +27,7 @@ Recorded = list[warnings.WarningMessage]
 def nothing_captured() -> Iterator[None]:
     """Begin and end each test inactive, without patches, keys or warnings given before."""
     _reset()
+    _forget_compiled_models()
     yield
     _reset()
     assert find_stance_leaks() == []
@@ -43,6 +44,13 @@ def _reset() -> None:
         sites._sites.clear()
         sites.clear()
         eager_stance._has_notified = False
+
+
+def _forget_compiled_models() -> None:
+    """Forget what other tests compiled, or the first notice would be that it runs eagerly."""
+    compiler = sys.modules.get("torch._dynamo")
+    if compiler is not None and any(compiler.eval_frame.cached_backends.values()):
+        compiler.reset()
 
 
 def find_stance_leaks() -> list[str]:
