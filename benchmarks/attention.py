@@ -44,6 +44,7 @@ _PARTS: Final = {
     "row": _Part("_attention_row:row_rows", 32768),
     "generation": _Part("_attention_generation:generation_rows", 512),
     "entropy": _Part("_attention_entropy:entropy_rows", 16384, runs=5),
+    "compiled": _Part("_attention_compiled:compiled_rows", 1024, runs=7),
     "relevance": _Part("_attention_relevance:relevance_rows", 4096, runs=5),
     # the last, since torchlens leaves torch's functions wrapped
     "torchlens": _Part("_attention_torchlens:torchlens_rows", 2048, runs=5),
