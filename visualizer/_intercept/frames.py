@@ -47,6 +47,7 @@ def call_within(modules: Sequence[nn.Module], function: Callable[..., Any], *arg
 
 _WITHIN = call_within.__code__
 
+
 def innermost_module(frame: FrameType | None) -> Any:
     """Return the innermost module that is being called; None outside of any."""
     return next(modules_on_stack(frame), None)
