@@ -120,10 +120,10 @@ def _untransposed(node: Node) -> Node | None:
     if _name(node) not in ("transpose", "swapaxes", "swapdims") or len(node.args) != 3:
         return None
     inner, *axes = node.args
-    if not _is_tensor(inner) or not all(isinstance(axis, int) for axis in axes):
+    if not isinstance(inner, Node) or not _is_tensor(inner):
         return None
-    count = inner.meta["example_value"].dim()  # type: ignore[union-attr]
-    found = {axis % count for axis in axes}  # type: ignore[operator]
+    count = inner.meta["example_value"].dim()
+    found = {axis % count for axis in axes if isinstance(axis, int)}
     return inner if found == {count - 2, count - 1} else None
 
 
