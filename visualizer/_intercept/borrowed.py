@@ -12,8 +12,8 @@ from visualizer.attention.unobserved import unobserved
 __all__ = ["forget_parts", "keep_parts"]
 
 _last: dict[tuple[int, int], Tensor] = {}
-"""The last copy, by thread and place in the list, while a block is open. A graph's memory is written
-to without a trace in `_version`, so it is the content that tells whether it is the same."""
+"""The last copy, by thread and place in the list, while a block is open. A graph writes to its
+memory without a trace in `_version`, so it is the content that tells whether it is the same."""
 
 
 def keep_parts(parts: list[Tensor | None]) -> list[Tensor | None]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import CodeType, FrameType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,17 @@ from visualizer._intercept.frames import call_within, modules_on_stack
 from visualizer._intercept.observers import Sighting, depth, find_observers
 from visualizer._intercept.telling import tell, tell_errors
 
-__all__ = ["Argument", "Handed", "Look", "Spot", "add_spot", "count_spots", "saw"]
+__all__ = [
+    "Argument",
+    "Handed",
+    "Look",
+    "Spot",
+    "add_spot",
+    "count_spots",
+    "repeat_heads",
+    "saw",
+    "unrepeat_heads",
+]
 
 
 class Handed(NamedTuple):
@@ -104,7 +114,7 @@ class Argument:
         """Return what an expression of a function's stands for."""
         return cls(_name(code), expression)
 
-    def find(self, frame: FrameType | None) -> Iterator[Any]:
+    def find(self, frame: FrameType | None) -> Iterator[nn.Module]:
         """Yield it, if the function is running. No program's `locals()` is in compiled code."""
         while frame is not None:
             if _name(frame.f_code) == self.function:
@@ -193,8 +203,8 @@ _anchor = torch.zeros(())
 
 def saw(
     spot: int,
-    tensors: list[Tensor | None],
-    parts: list[Tensor | None],
+    tensors: Sequence[Tensor | None],
+    parts: Sequence[Tensor | None],
     scale: float | None = None,
     softcap: float | None = None,
     dropout: float | None = None,
@@ -210,3 +220,20 @@ def saw(
     tensors = [None if tensor is None else tensor.detach() for tensor in tensors]
     parts = [None if part is None else part.detach() for part in parts]
     _operator(_anchor, spot, tensors, parts, scale, softcap, dropout, is_causal)
+
+
+def repeat_heads(tensor: Tensor, groups: int) -> Tensor:
+    """Return keys or values as attention repeats them, with an axis more. Compiled, never run.
+
+    A graph has only once what is computed alike. If somebody read the keys before they are
+    repeated, it would compute them in another way, and perhaps other bits.
+    """
+    batch, heads, tokens, dim = tensor.shape
+    repeated = tensor[:, :, None, :, :].expand(batch, heads, groups, tokens, dim)
+    repeated = repeated.reshape(batch, heads * groups, tokens, dim)
+    return repeated.view(batch, heads, groups, tokens, dim)
+
+
+def unrepeat_heads(tensor: Tensor | None) -> Tensor | None:
+    """Return what `repeat_heads` was given, if this is what it returned."""
+    return tensor[:, :, 0] if tensor is not None and tensor.dim() == 5 else tensor

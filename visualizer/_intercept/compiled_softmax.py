@@ -55,7 +55,7 @@ def make_handlers(original: Callable[[], dict[Any, Any]]) -> Any:
     @functools.cache
     def _get_handlers() -> dict[Any, Any]:
         known = original()
-        ours = {
+        ours: dict[Any, Any] = {
             check: functools.partial(_on_check, known[check]) for check in _CHECKS if check in known
         }
         ours |= {
@@ -114,7 +114,8 @@ def _on_softmax(tx: Any, *args: Any, **kwargs: Any) -> Any:
         return None
     from torch._dynamo.variables import UserFunctionVariable
 
-    return UserFunctionVariable(_softmax).call_function(tx, given, {})
+    reads: Any = _softmax
+    return UserFunctionVariable(reads).call_function(tx, given, {})
 
 
 def _find(tx: Any, input: Any, dim: Any = None, dtype: Any = None) -> list[Any] | None:  # noqa: A002
@@ -123,14 +124,12 @@ def _find(tx: Any, input: Any, dim: Any = None, dtype: Any = None) -> list[Any] 
 
     node = input.as_proxy().node
     readers = list(reading())
-    modules = find_modules(readers)
-    owner = next((each for each in modules if not isinstance(each, nn.Softmax)), None)
-    if dim is None or not _may_be_attention(
-        node.meta["example_value"], dim.as_python_constant(), owner
-    ):
+    modules = [each for each in find_modules(readers) if not isinstance(each, nn.Softmax)]
+    example, owner = node.meta["example_value"], modules[0] if modules else None
+    if dim is None or not _may_be_attention(example, dim.as_python_constant(), owner):
         return None
     scores = find_scores(node)
-    spot = find_spot_of(readers, _make_look(scores, readers))
+    spot = find_spot_of(readers, _make_look(scores, readers), modules)
     if spot == NOT_SEEN:
         return None
     nodes = [None] * 4
@@ -148,13 +147,12 @@ def _find(tx: Any, input: Any, dim: Any = None, dtype: Any = None) -> list[Any] 
 
 
 def _may_be_attention(scores: Tensor, dim: int, module: Any) -> bool:
-    """Tell whether a softmax may be a map; where sizes are unknown yet, it is for `_look` to say."""
+    """Tell whether a softmax may be a map; while sizes are unknown, that is for `_look` to say."""
     if scores.dim() < 3 or dim not in (-1, scores.dim() - 1) or not scores.is_floating_point():
         return False
     sizes = scores.shape[-2:]
-    if not all(type(size) is int for size in sizes):
-        sizes = (2, 2)
-    return looks_like_attention(sizes, module)
+    is_known = all(type(size) is int for size in sizes)
+    return looks_like_attention(sizes if is_known else (2, 2), module)
 
 
 def _variable(tx: Any, like: Any, node: Any) -> Any:
@@ -186,13 +184,13 @@ def _make_look(scores: Scores | None, readers: list[Any]) -> Look:
     if scores is None:
         return _look_at_weights
     is_multi_head = any(reader.f_code is _MULTI_HEAD for reader in readers[:2])
-    facts = {
-        "source": "multi_head_attention" if is_multi_head else "softmax",
-        "scale": scores.scale,
-        "is_transposed": scores.is_transposed,
-        "hides_with": scores.hides_with,
-    }
-    return lambda handed: _look(handed, **facts)
+    return functools.partial(
+        _look,
+        source="multi_head_attention" if is_multi_head else "softmax",
+        scale=scores.scale,
+        is_transposed=scores.is_transposed,
+        hides_with=scores.hides_with,
+    )
 
 
 def _look_at_weights(handed: Handed) -> Sighting | None:
@@ -207,7 +205,8 @@ def _look(
     handed: Handed, *, source: str, scale: float, is_transposed: bool, hides_with: float
 ) -> Sighting | None:
     query, key = handed.tensors
-    assert query is not None and key is not None
+    assert query is not None
+    assert key is not None
     if is_transposed:
         key = key.transpose(-2, -1)
     if not looks_like_attention((query.shape[-2], key.shape[-2]), handed.module):
@@ -233,15 +232,15 @@ def _observe(
     query, key = (
         four_axes(each.expand(*leading, *each.shape[-2:]), heads) for each in (query, key)
     )
-    parts = tuple(_arrange_part(part, leading, heads) for part in (bias, hidden))
+    bias, hidden = (_arrange_part(part, leading, heads) for part in (bias, hidden))
     return QueryKeyObservation(
         source=source,
         module=module,
         shape=(*query.shape[:3], key.shape[2]),
         tensors=FourAxes(query, key, None, query),
-        parts=parts,
+        parts=(bias, hidden),
         arrange=lambda tensors: tensors,
-        make_mask=lambda: _mask(*parts, hides_with),
+        make_mask=lambda: _mask(bias, hidden, hides_with),
         scale=scale,
         empty_rows=math.nan,
     )

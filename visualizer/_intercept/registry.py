@@ -17,7 +17,14 @@ import torch
 from torch import Tensor
 
 from visualizer._intercept.block_mask import is_too_large, to_mask
-from visualizer._intercept.compiled import Handed, Look, count_spots, saw
+from visualizer._intercept.compiled import (
+    Handed,
+    Look,
+    count_spots,
+    repeat_heads,
+    saw,
+    unrepeat_heads,
+)
 from visualizer._intercept.observation import FourAxes, Observation, QueryKeyObservation
 from visualizer._intercept.observers import Sighting, call_inside, count_told, depth, find_observers
 from visualizer._intercept.telling import refuse, tell, tell_errors
@@ -128,11 +135,15 @@ def _compiled(
 ) -> Any:
     """Call a function that we know, and hand the call over when the graph runs."""
     result = function(module, query, key, *args, **kwargs)
-    value = args[0] if args else kwargs.get("value")
+    value: Any = args[0] if args else kwargs.get("value")
     mask = args[1] if len(args) > 1 else kwargs.get("attention_mask")
     is_plain = (mask is None or isinstance(mask, Tensor)) and kwargs.get("cache") is None
     spot = _find_spot(name, is_plain)
     if spot != NOT_SEEN and is_plain:
+        groups = getattr(module, "num_key_value_groups", 1)
+        is_repeated = name != _SDPA or mask is not None or key.device.type == "cpu"
+        if groups > 1 and is_repeated and query.shape[1] == groups * key.shape[1]:
+            key, value = repeat_heads(key, groups), repeat_heads(value, groups)
         saw(
             spot,
             [query, key, value, result[0]],
@@ -189,7 +200,7 @@ def _refusing(name: str, reason: str) -> Look:
 
 
 def _look(observe: Callable[..., Observation], handed: Handed) -> Sighting:
-    query, key, value, output = handed.tensors
+    query, key, value, output = map(unrepeat_heads, handed.tensors)
     mask, bias, sinks = handed.parts
     options = {
         "scaling": handed.scale,
@@ -200,7 +211,8 @@ def _look(observe: Callable[..., Observation], handed: Handed) -> Sighting:
         "s_aux": sinks,
     }
     given = ((output, None), handed.module, query, key, value, mask)
-    return Sighting(observe, given, options, handed.tensors, handed.parts, handed.module)
+    tensors = (query, key, value, output)
+    return Sighting(observe, given, options, tensors, handed.parts, handed.module)
 
 
 def _observe_eager(

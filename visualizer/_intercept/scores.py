@@ -49,7 +49,7 @@ def find_scores(node: Any) -> Scores | None:
         return find_scores(args[0])
     if name in ("matmul", "bmm", "baddbmm"):
         return _product(name, node)
-    if node_is_odd(node):
+    if _is_odd(node):
         return None
     if name in ("mul", "imul", "multiply", "div", "truediv", "itruediv"):
         return _scaled(name, args)
@@ -60,7 +60,7 @@ def find_scores(node: Any) -> Scores | None:
     return None
 
 
-def node_is_odd(node: Any) -> bool:
+def _is_odd(node: Any) -> bool:
     """Tell whether a node is no operation on two or three arguments given by their place."""
     return not isinstance(node, Node) or bool(node.kwargs) or len(node.args) not in (2, 3)
 
@@ -108,7 +108,7 @@ def _unscaled(node: Any) -> tuple[Node, float]:
 
 def _factor(node: Any) -> float | None:
     name = _name(node)
-    if node_is_odd(node) or not _is_number(node.args[1]) or not _is_tensor(node.args[0]):
+    if _is_odd(node) or not _is_number(node.args[1]) or not _is_tensor(node.args[0]):
         return None
     if name in ("mul", "multiply"):
         return float(node.args[1])
@@ -120,11 +120,11 @@ def _untransposed(node: Node) -> Node | None:
     if _name(node) not in ("transpose", "swapaxes", "swapdims") or len(node.args) != 3:
         return None
     inner, *axes = node.args
-    if not _is_tensor(inner) or not all(isinstance(axis, int) for axis in axes):
+    if not isinstance(inner, Node) or not _is_tensor(inner):
         return None
-    count = inner.meta["example_value"].dim()  # type: ignore[union-attr]
-    found = {axis % count for axis in axes}  # type: ignore[operator]
-    return inner if found == {count - 2, count - 1} else None  # type: ignore[return-value]
+    count = inner.meta["example_value"].dim()
+    found = {axis % count for axis in axes if isinstance(axis, int)}
+    return inner if found == {count - 2, count - 1} else None
 
 
 def _scaled(name: str, args: Any) -> Scores | None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visualizer._intercept.compiled import Handed, saw
+from visualizer._intercept.compiled import Handed, repeat_heads, saw, unrepeat_heads
 from visualizer._intercept.observation import FourAxes, Observation, QueryKeyObservation
 from visualizer._intercept.observers import Sighting, call_inside, depth
 from visualizer._intercept.telling import tell
@@ -57,16 +57,23 @@ def _compiled(
         mask = args[0] if args else kwargs.get("attn_mask")
         dropout = args[1] if len(args) > 1 else kwargs.get("dropout_p", 0.0)
         is_causal = args[2] if len(args) > 2 else kwargs.get("is_causal", False)
-        tensors = [query, key, value, output]
+        tensors: list[Tensor | None] = [query, key, value, output]
+        is_grouped = kwargs.get("enable_gqa", False) and query.dim() == key.dim() == 4
+        if is_grouped and key.device.type == "cpu":  # others repeat nothing
+            groups = query.shape[-3] // key.shape[-3]
+            tensors[1:3] = [repeat_heads(key, groups), repeat_heads(value, groups)]
         saw(spot, tensors, [mask], kwargs.get("scale"), None, dropout, is_causal)
     return output
 
 
 def _look(handed: Handed) -> Sighting:
     query, key, value, output = handed.tensors
-    given = (output, query, key, value, *handed.parts)
-    given = (*given, handed.dropout, handed.is_causal, handed.scale)
-    return Sighting(observe_sdpa, given, {}, handed.tensors, handed.parts, handed.module)
+    if query is not None and query.dim() == 4:
+        key, value = unrepeat_heads(key), unrepeat_heads(value)
+    tensors, parts = (query, key, value, output), handed.parts
+    options = {"dropout_p": handed.dropout, "is_causal": handed.is_causal, "scale": handed.scale}
+    given = (output, query, key, value, *parts)
+    return Sighting(observe_sdpa, given, options, tensors, parts, handed.module)
 
 
 def observe_sdpa(

@@ -95,17 +95,23 @@ def find_spot(look: Look, name: str = "self") -> int:
         name: What that function calls the module that attends.
     """
     with tell_errors():
-        return find_spot_of(list(reading()), look, name)
+        readers = list(reading())
+        return find_spot_of(readers, look, find_modules(readers, name))
     return NOT_SEEN
 
 
-def find_spot_of(readers: Sequence[Any], look: Look, name: str = "self") -> int:
-    """Return the number of an attention call, given what is being compiled."""
+def find_spot_of(readers: Sequence[Any], look: Look, modules: list[nn.Module]) -> int:
+    """Return the number of an attention call.
+
+    Args:
+        readers: What is being compiled, as `reading` yields it.
+        look: As in `Spot`.
+        modules: As `find_modules` returns them.
+    """
     if readers[0].output.export or _is_exporting():
         return NOT_SEEN
     if any(reader.f_code in _whole for reader in readers[1:]):
         return NOT_SEEN
-    modules = find_modules(readers, name)
     return add_spot(look, modules, _find_argument(readers, modules[-1]) if modules else None)
 
 
@@ -116,7 +122,9 @@ def _find_argument(readers: Sequence[Any], module: nn.Module) -> Argument | None
     """
     if find_local(readers[-1], "self") is module:
         return None
-    reader = next(each for each in reversed(readers) if find_local(each, "self") is module)
+    reader = next((each for each in reversed(readers) if find_local(each, "self") is module), None)
+    if reader is None:
+        return None
     name = getattr(getattr(reader.symbolic_locals["self"], "source", None), "name", None)
     name = name() if callable(name) else name
     return Argument.of(readers[-1].f_code, name) if isinstance(name, str) else None
