@@ -18,7 +18,15 @@ from visualizer.attention import AttentionCall
 from visualizer.attention.rows import weights_of_rows
 from visualizer.attention.unobserved import unobserved
 
-__all__ = ["Check", "OutputCheck", "WeightsCheck", "compare", "score_size", "some_rows", "some_weights"]
+__all__ = [
+    "Check",
+    "OutputCheck",
+    "WeightsCheck",
+    "compare",
+    "score_size",
+    "some_rows",
+    "some_weights",
+]
 
 _random = random.Random(0x5EED)  # private: the program's random state is never touched
 
