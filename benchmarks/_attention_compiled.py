@@ -21,7 +21,10 @@ def compiled_rows(tokens: int, runs: int) -> list[Row]:
     """Return the times of forwards under inductor, plain and captured; warmed up before."""
     short = max(16, tokens // 4)
     models: dict[str, tuple[Any, int]] = {
-        f"Llama of 2 layers, compiled, {tokens} tokens": (make_llama(tokens=tokens), tokens),
+        f"Llama of 6 layers, compiled, {tokens} tokens": (
+            make_llama(layers=6, tokens=tokens),
+            tokens,
+        ),
         f"BERT of 4 layers of 768, compiled, {short} tokens": (make_bert(768, 12, layers=4), short),
     }
     rows = []

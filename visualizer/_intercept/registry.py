@@ -27,6 +27,7 @@ from visualizer._intercept.compiled import (
 )
 from visualizer._intercept.observation import FourAxes, Observation, QueryKeyObservation
 from visualizer._intercept.observers import Sighting, call_inside, count_told, depth, find_observers
+from visualizer._intercept.sdpa import as_added
 from visualizer._intercept.telling import refuse, tell, tell_errors
 from visualizer._intercept.tracing import (
     NOT_SEEN,
@@ -147,7 +148,11 @@ def _compiled(
         saw(
             spot,
             [query, key, value, result[0]],
-            [mask, kwargs.get("position_bias"), kwargs.get("s_aux")],
+            [
+                as_added(mask, query) if _is_added(name, kwargs) else mask,
+                kwargs.get("position_bias"),
+                kwargs.get("s_aux"),
+            ],
             kwargs.get("scaling"),
             kwargs.get("softcap"),
             kwargs.get("dropout") or 0.0,
@@ -169,6 +174,11 @@ def _compiled_unknown(
         if spot != NOT_SEEN:
             saw(spot, [], [])
     return result
+
+
+def _is_added(name: str, options: dict[str, Any]) -> bool:
+    """Tell whether the function hands the mask on as it is."""
+    return name == _SDPA and options.get("position_bias") is None
 
 
 @runs_while_compiling

@@ -17,7 +17,7 @@ from visualizer._intercept.telling import tell
 from visualizer._intercept.tracing import NOT_SEEN, find_spot
 from visualizer.attention import Mask
 
-__all__ = ["as_four_axes", "make_sdpa", "observe_sdpa"]
+__all__ = ["as_added", "as_four_axes", "make_sdpa", "observe_sdpa"]
 
 
 def make_sdpa(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -64,6 +64,14 @@ def _compiled(
             tensors[1:3] = [repeat_heads(key, groups), repeat_heads(value, groups)]
         saw(spot, tensors, [mask], kwargs.get("scale"), None, dropout, is_causal)
     return output
+
+
+def as_added(mask: Tensor | None, query: Tensor) -> Tensor | None:
+    """Return a boolean mask as the function makes it, to be added: so the graph has only one."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    nothing = torch.zeros_like(mask, dtype=query.dtype)
+    return nothing.masked_fill(mask.logical_not(), float("-inf"))
 
 
 def _look(handed: Handed) -> Sighting:
