@@ -21,7 +21,7 @@ from torch.nn import functional
 from visualizer._intercept.compiled import Handed, Look, saw
 from visualizer._intercept.observation import FourAxes, QueryKeyObservation
 from visualizer._intercept.observers import Sighting
-from visualizer._intercept.scores import Scores, find_scores
+from visualizer._intercept.scores import Scores, View, find_scores
 from visualizer._intercept.softmax import (
     four_axes,
     heads_of,
@@ -132,9 +132,9 @@ def _find(tx: Any, input: Any, dim: Any = None, dtype: Any = None) -> list[Any] 
     spot = find_spot_of(readers, _make_look(scores, readers), modules)
     if spot == NOT_SEEN:
         return None
-    nodes = [None] * 4
+    nodes: list[Any] = [None] * 4
     if scores is not None:
-        nodes = [scores.query, scores.key, scores.bias, scores.hidden]  # type: ignore[list-item]
+        nodes = [scores.query.node, scores.key.node, scores.bias, scores.hidden]
     nothing = ConstantVariable.create(None)
     tensors = [nothing if each is None else _variable(tx, input, each) for each in nodes]
     return [
@@ -187,8 +187,8 @@ def _make_look(scores: Scores | None, readers: list[Any]) -> Look:
     return functools.partial(
         _look,
         source="multi_head_attention" if is_multi_head else "softmax",
+        views=(scores.query.views, scores.key.views),
         scale=scores.scale,
-        is_transposed=scores.is_transposed,
         hides_with=scores.hides_with,
     )
 
@@ -202,18 +202,27 @@ def _look_at_weights(handed: Handed) -> Sighting | None:
 
 
 def _look(
-    handed: Handed, *, source: str, scale: float, is_transposed: bool, hides_with: float
+    handed: Handed,
+    *,
+    source: str,
+    views: tuple[tuple[View, ...], tuple[View, ...]],
+    scale: float,
+    hides_with: float,
 ) -> Sighting | None:
     query, key = handed.tensors
-    assert query is not None
-    assert key is not None
-    if is_transposed:
-        key = key.transpose(-2, -1)
+    query, key = _viewed(query, views[0]), _viewed(key, views[1]).transpose(-2, -1)
     if not looks_like_attention((query.shape[-2], key.shape[-2]), handed.module):
         return None
     facts = {"source": source, "scale": scale, "hides_with": hides_with}
     given = (query, key, *handed.parts, handed.module)
     return Sighting(_observe, given, facts, (query, key), handed.parts, handed.module)
+
+
+def _viewed(tensor: Any, views: tuple[View, ...]) -> Tensor:
+    for name, arguments in views:
+        tensor = getattr(tensor, name)(*arguments)
+    assert isinstance(tensor, Tensor)
+    return tensor
 
 
 def _observe(
