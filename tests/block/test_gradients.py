@@ -433,3 +433,16 @@ def test_what_is_returned_may_be_written_to() -> None:
         output.mul_(2).add_(1)
         cubes(output).backward()
     assert_close(captured.attention[0].gradient(), expected)
+
+
+def test_a_compiled_model_runs_as_python_for_it() -> None:
+    model, x = Tiny(), numbers()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled(x)
+    with capture(model, gradients=True) as captured:
+        cubes(compiled(x)).backward()
+    with capture(model, gradients=True) as expected:
+        cubes(model(x)).backward()
+    for made, known in zip(captured.attention, expected.attention, strict=True):
+        np.testing.assert_array_equal(made.gradient(), known.gradient())
+    torch._dynamo.reset()
