@@ -123,6 +123,18 @@ def test_blocks_with_and_without_a_model_share_a_graph() -> None:
     assert backend.graphs == 2
 
 
+def test_each_backend_makes_its_own_graph() -> None:
+    model, x, backends = Tiny(1), numbers(), (Backend(), Backend())
+    with torch.no_grad():
+        for backend in backends:
+            compiled = as_model(model, backend)
+            compiled(x)
+            with capture(model):
+                compiled(x)
+            compiled(x)
+    assert [backend.graphs for backend in backends] == [2, 2]
+
+
 def test_blocks_compiled_one_by_one_share_a_graph_and_keep_their_names() -> None:
     model, x, backend = Tiny(), numbers(), Backend()
     expected = maps(model, x)
@@ -268,7 +280,24 @@ def test_modes(mode: str) -> None:
     assert all(each.confirmed for each in captured.attention)
 
 
-@pytest.mark.parametrize("attention", [Attention, SoftmaxAttention])
+class Separate(Attention):
+    """Queries and keys have memory of their own, of the size of the output's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def project(self, x: Tensor) -> Tensor:
+        found = [each(x).unflatten(-1, (4, -1)).transpose(1, 2) for each in (self.q, self.k)]
+        return torch.stack((*found, found[1])) if not torch.compiler.is_compiling() else found
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k = self.project(x)[:2]
+        mixed = F.scaled_dot_product_attention(q, k, k)
+        return self.proj(mixed.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("attention", [Attention, Separate, SoftmaxAttention])
 def test_maps_of_inductor_are_right_when_they_are_read_later(attention: Any) -> None:
     """The graph's memory was written to again by then: by later layers, and by other calls."""
     model, x = Tiny(attention=attention), numbers(tokens=40)

@@ -193,7 +193,7 @@ _library = torch.library.Library("visualizer", "FRAGMENT")
 _library.define(
     "saw_attention(Tensor(a!) anchor, int spot, Tensor?[] tensors, Tensor?[] parts, float? scale, "
     "float? softcap, float? dropout, bool? is_causal) -> ()",
-    tags=(torch.Tag.flexible_layout,),  # it takes tensors as they lie, and asks for no copy
+    tags=(torch.Tag.flexible_layout,),  # it takes tensors as they lie, and has none copied
 )
 _library.impl("saw_attention", _on_run, "CompositeExplicitAutograd")
 _library.impl("saw_attention", lambda *_: None, "Meta")

@@ -17,6 +17,7 @@ from typing import Any
 from visualizer._capture.eager_stance import ImportHook, eager_stance
 from visualizer._intercept.calls import make_module_call
 from visualizer._intercept.compiled_softmax import make_handlers, make_softmax_method
+from visualizer._intercept.inductor import reading_copies
 from visualizer._intercept.patches import patches
 
 __all__ = ["OwnGraphs"]
@@ -129,7 +130,8 @@ class _Callback:
         self._callback, self._torchdynamo_orig_backend = callback, _Backend(theirs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._callback(*args, **kwargs)
+        with reading_copies():
+            return self._callback(*args, **kwargs)
 
 
 def _make_chooser(frames: ModuleType, original: Callable[..., Any]) -> Callable[..., Any]:
