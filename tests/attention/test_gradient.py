@@ -10,38 +10,24 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.analysis.lazy_maps import Record
 from visualizer.attention import AttentionCall, AttentionMap, Mask, OutputGradient
 from visualizer.attention.gradient import products
 from visualizer.errors import MapTooLargeError, NoGradientError, OutOfRangeError, ShapeError
 
 
 @dataclass
-class Record:
+class Differentiated(Record):
     """A call that nobody intercepted, with a gradient."""
 
-    held: Any
-    of_output: Any
-    module_path: str | None = None
-    layer: int | None = None
-    call: int = 0
-    step: int | None = None
-    source: str = "sdpa"
-    is_causal: bool | None = None
-    confirmed: bool | None = True
-
-    @property
-    def shape(self) -> Any:
-        return tuple(self.held.shape)
-
-    def read(self) -> Any:
-        return self.held
+    of_output: Any = None
 
     def read_gradient(self) -> Any:
         return self.of_output
 
 
 def made(call: AttentionCall, gradient: Any) -> AttentionMap:
-    return AttentionMap(Record(call, gradient))
+    return AttentionMap(Differentiated(call, of_output=gradient))
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

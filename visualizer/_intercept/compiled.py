@@ -16,7 +16,7 @@ from types import CodeType, FrameType
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 
 from visualizer._intercept.borrowed import keep_parts
 from visualizer._intercept.frames import call_within, modules_on_stack
@@ -189,14 +189,14 @@ def _tell(look: Look, handed: Handed) -> None:
         tell(sighting)
 
 
-_library = torch.library.Library("visualizer", "FRAGMENT")
-_library.define(
+_operators = library.Library("visualizer", "FRAGMENT")
+_operators.define(
     "saw_attention(Tensor(a!) anchor, int spot, Tensor?[] tensors, Tensor?[] parts, float? scale, "
     "float? softcap, float? dropout, bool? is_causal) -> ()",
     tags=(torch.Tag.flexible_layout,),  # it takes tensors as they lie, and has none copied
 )
-_library.impl("saw_attention", _on_run, "CompositeExplicitAutograd")
-_library.impl("saw_attention", lambda *_: None, "Meta")
+_operators.impl("saw_attention", _on_run, "CompositeExplicitAutograd")
+_operators.impl("saw_attention", lambda *_: None, "Meta")
 _operator = torch.ops.visualizer.saw_attention.default
 _anchor = torch.zeros(())
 """What the operator says that it writes to. It does not."""
