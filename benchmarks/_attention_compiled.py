@@ -19,13 +19,17 @@ _CALLS = 3
 
 def compiled_rows(tokens: int, runs: int) -> list[Row]:
     """Return the times of forwards under inductor, plain and captured; warmed up before."""
-    short = max(16, tokens // 4)
+    middle, short = max(16, tokens // 4), 16
     models: dict[str, tuple[Any, int]] = {
         f"Compiled, Llama of 6 layers, {tokens} tokens": (
             make_llama(layers=6, tokens=tokens),
             tokens,
         ),
-        f"Compiled, BERT of 4 layers of 768, {short} tokens": (make_bert(768, 12, layers=4), short),
+        f"Compiled, BERT of 4 layers of 768, {middle} tokens": (
+            make_bert(768, 12, layers=4),
+            middle,
+        ),
+        f"Compiled, BERT-base, {short} tokens": (make_bert(768, 12), short),
     }
     rows = []
     for title, (model, count) in models.items():

@@ -297,12 +297,19 @@ class Separate(Attention):
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
+SIZES = [(40, 2, False), (40, 2, True), (64, 720, False)]
+"""Tokens, batch, and whether the graph is one for any; calls that are small, and that are not."""
+
+
+@pytest.mark.parametrize(("tokens", "batch", "is_dynamic"), SIZES)
 @pytest.mark.parametrize("attention", [Attention, Separate, SoftmaxAttention])
-def test_maps_of_inductor_are_right_when_they_are_read_later(attention: Any) -> None:
+def test_maps_of_inductor_are_right_when_they_are_read_later(
+    attention: Any, tokens: int, batch: int, is_dynamic: bool
+) -> None:
     """The graph's memory was written to again by then: by later layers, and by other calls."""
-    model, x = Tiny(attention=attention), numbers(tokens=40)
+    model, x = Tiny(attention=attention), numbers(tokens, batch)
     expected = maps(model, x)
-    compiled = torch.compile(model, backend="inductor", fullgraph=True)
+    compiled = torch.compile(model, backend="inductor", fullgraph=True, dynamic=is_dynamic)
     with torch.no_grad():
         plain = compiled(x)
         with capture(model) as captured:
@@ -313,6 +320,39 @@ def test_maps_of_inductor_are_right_when_they_are_read_later(attention: Any) -> 
     for each, wanted in zip(first, expected, strict=True):
         np.testing.assert_allclose(each.weights(), wanted, rtol=0, atol=1e-6)
     assert len(captured.attention) == 12
+
+
+class Caching(Attention):
+    """Attends twice, with a cache whose second half is written to in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("keys", torch.zeros(2, 4, 40, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.project(x).unbind(0)
+        self.keys.copy_(k)
+        mixed = F.scaled_dot_product_attention(q, self.keys, v)
+        self.keys[:, :, 20:] = mixed[:, :, 20:]
+        mixed = F.scaled_dot_product_attention(mixed, self.keys, v)
+        return self.proj(mixed.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_cache_that_a_graph_writes_to_between_calls(backend: str) -> None:
+    model, x = Caching(), numbers(40)
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    with torch.no_grad():
+        q, k, v = model.project(x).unbind(0)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        written = torch.cat((k[:, :, :20], mixed[:, :, 20:]), dim=2)
+        wanted = [expected_map(q, k), expected_map(mixed, written)]
+        plain = compiled(x)
+        with capture(model) as captured:
+            assert torch.equal(compiled(x), plain)
+            compiled(x + 1)
+    first = [each.weights() for each in captured.attention if each.step == 0]
+    np.testing.assert_allclose(first, wanted, rtol=0, atol=1e-6)
 
 
 class Masked(Attention):

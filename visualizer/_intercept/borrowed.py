@@ -1,4 +1,4 @@
-"""Masks that a compiled graph lends: copied, once for all the layers that share one."""
+"""What a compiled graph lends: copied where it is small, and masks once for all layers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,30 @@ from torch import Tensor
 
 from visualizer.attention.unobserved import unobserved
 
-__all__ = ["forget_parts", "keep_parts"]
+__all__ = ["are_small", "copy_tensors", "forget_parts", "keep_parts"]
+
+_SMALL = 2**18
+"""Bytes of a tensor up to which all are copied, so that the call may wait."""
 
 _last: dict[tuple[int, int], Tensor] = {}
 """The last copy, by thread and place in the list, while a block is open. A graph writes to its
 memory without a trace in `_version`, so it is the content that tells whether it is the same."""
+
+
+def are_small(tensors: list[Tensor | None]) -> bool:
+    """Tell whether query, key, value and output are so small that they had better be copied."""
+    return len(tensors) == 4 and all(each is None or each.nbytes <= _SMALL for each in tensors)
+
+
+def copy_tensors(tensors: list[Tensor | None]) -> list[Tensor | None]:
+    """Return copies; of heads that `repeat_heads` has repeated one each."""
+    with unobserved():
+        axes = [0 if tensor is None else tensor.dim() for tensor in tensors]
+        is_repeated = [each == 5 and axes[0] == 4 for each in axes]
+        return [
+            None if tensor is None else (tensor[:, :, :1] if repeated else tensor).clone()
+            for tensor, repeated in zip(tensors, is_repeated, strict=True)
+        ]
 
 
 def keep_parts(parts: list[Tensor | None]) -> list[Tensor | None]:

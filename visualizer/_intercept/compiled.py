@@ -7,18 +7,20 @@ a CUDA graph of it. What it is given may be overwritten as soon as it has return
 
 from __future__ import annotations
 
+import functools
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from types import CodeType, FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, library, nn
 
-from visualizer._intercept.borrowed import keep_parts
+from visualizer._intercept.borrowed import are_small, copy_tensors, keep_parts
 from visualizer._intercept.frames import call_within, modules_on_stack
 from visualizer._intercept.observers import Sighting, depth, find_observers
 from visualizer._intercept.telling import tell, tell_errors
@@ -41,7 +43,7 @@ class Handed(NamedTuple):
 
     Attributes:
         module: The innermost module that calls; None outside of any.
-        tensors: As `saw` was given them: good for this moment only.
+        tensors: As `saw` was given them; good for this moment only, unless they are small.
         parts: As `saw` was given them, but ours: they may be kept, and layers share them.
         scale: What scores are multiplied with; None is the usual one.
         softcap: As in `AttentionCall`.
@@ -80,7 +82,7 @@ class Spot:
     compiled: weakref.ref[type] | None
     argument: Argument | None
 
-    def find_modules(self, frame: FrameType | None) -> list[nn.Module]:
+    def find_modules(self, stack: Stack) -> list[nn.Module]:
         """Return the modules that are in the call now.
 
         Modules that are alike, each compiled or given to a compiled function, may share a graph. So
@@ -90,7 +92,7 @@ class Spot:
         cls = None if self.compiled is None else self.compiled()
         if cls is None or self.paths is None:
             return met
-        called = _unwrapped(frame) if self.argument is None else self.argument.find(frame)
+        called = stack.modules if self.argument is None else self.argument.find(stack.frame)
         root = next((each for each in called if type(each) is cls), None)
         if root is None or (met and met[-1] is root):
             return met
@@ -128,11 +130,22 @@ def _name(code: CodeType) -> tuple[str, int, str]:
     return code.co_filename, code.co_firstlineno, code.co_name
 
 
-def _unwrapped(frame: FrameType | None) -> Iterator[nn.Module]:
-    for module in modules_on_stack(frame):
-        yield module
-        if "_orig_mod" in module._modules:
-            yield module.get_submodule("_orig_mod")
+class Stack:
+    """Who called a graph."""
+
+    def __init__(self, frame: FrameType | None) -> None:
+        self.frame = frame
+
+    @functools.cached_property
+    def modules(self) -> list[nn.Module]:
+        """The modules that are being called, and what they were compiled from."""
+        return [each for module in modules_on_stack(self.frame) for each in _unwrapped(module)]
+
+
+def _unwrapped(module: nn.Module) -> Iterator[nn.Module]:
+    yield module
+    if "_orig_mod" in module._modules:
+        yield module.get_submodule("_orig_mod")
 
 
 _spots: list[Spot] = []
@@ -161,8 +174,33 @@ def count_spots() -> int:
     return len(_spots)
 
 
-def _on_run(
+def _on_run(anchor: Tensor, spot: int, *handed: Any) -> None:
+    if not depth.inside and find_observers():
+        with tell_errors():
+            _hand_over(Stack(sys._getframe(1)), spot, *handed)
+
+
+def _on_run_of_all(
     anchor: Tensor,
+    spots: list[int],
+    tensors: list[Tensor | None],
+    tensors_of_each: list[int],
+    parts: list[Tensor | None],
+    parts_of_each: list[int],
+    *settings: list[Any],
+) -> None:
+    if depth.inside or not find_observers():
+        return
+    stack, tensors_left, parts_left = Stack(sys._getframe(1)), iter(tensors), iter(parts)
+    counts = tensors_of_each, parts_of_each
+    for spot, some, few, *rest in zip(spots, *counts, *settings, strict=True):
+        own = [*islice(tensors_left, some)], [*islice(parts_left, few)]
+        with tell_errors():
+            _hand_over(stack, spot, *own, *rest)
+
+
+def _hand_over(
+    stack: Stack,
     spot: int,
     tensors: list[Tensor | None],
     parts: list[Tensor | None],
@@ -171,21 +209,19 @@ def _on_run(
     dropout: float | None,
     is_causal: bool | None,
 ) -> None:
-    if depth.inside or not find_observers():
-        return
-    with tell_errors():
-        found = _spots[spot]
-        modules = found.find_modules(sys._getframe(1))
-        module = modules[0] if modules else None
-        parts = keep_parts(parts)
-        handed = Handed(module, tensors, parts, scale, softcap, dropout or 0.0, is_causal)
-        call_within(modules, _tell, found.look, handed)
+    found = _spots[spot]
+    modules = found.find_modules(stack)
+    module = modules[0] if modules else None
+    parts, is_borrowed = keep_parts(parts), not are_small(tensors)
+    tensors = tensors if is_borrowed else copy_tensors(tensors)
+    handed = Handed(module, tensors, parts, scale, softcap, dropout or 0.0, is_causal)
+    call_within(modules, _tell, found.look, handed, is_borrowed)
 
 
-def _tell(look: Look, handed: Handed) -> None:
+def _tell(look: Look, handed: Handed, is_borrowed: bool) -> None:
     sighting = look(handed)
     if sighting is not None:
-        sighting.is_borrowed = True
+        sighting.is_borrowed = is_borrowed
         tell(sighting)
 
 
@@ -197,6 +233,14 @@ _operators.define(
 )
 _operators.impl("saw_attention", _on_run, "CompositeExplicitAutograd")
 _operators.impl("saw_attention", lambda *_: None, "Meta")
+_operators.define(  # several calls at once
+    "saw_attentions(Tensor(a!) anchor, int[] spot, Tensor?[] tensors, int[] tensors_of_each, "
+    "Tensor?[] parts, int[] parts_of_each, float?[] scale, float?[] softcap, float?[] dropout, "
+    "bool?[] is_causal) -> ()",
+    tags=(torch.Tag.flexible_layout,),
+)
+_operators.impl("saw_attentions", _on_run_of_all, "CompositeExplicitAutograd")
+_operators.impl("saw_attentions", lambda *_: None, "Meta")
 _operator = torch.ops.visualizer.saw_attention.default
 _anchor = torch.zeros(())
 """What the operator says that it writes to. It does not."""
