@@ -164,6 +164,59 @@ def test_models_that_share_a_graph_are_told_apart() -> None:
             assert_maps(other, maps(second, x))
 
 
+class Within(nn.Module):
+    """A model with another one as a part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tiny = Tiny(depth=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tiny(x) + self.tiny(2 * x)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("is_given", [True, False])
+def test_each_forward_within_a_compiled_function_is_a_step(is_given: bool, backend: str) -> None:
+    model, x = Tiny(depth=2), numbers()
+
+    @torch.compile(backend=backend, fullgraph=True)
+    def once(x: Tensor) -> Tensor:
+        return model(x)
+
+    @torch.compile(backend=backend, fullgraph=True)
+    def twice(x: Tensor) -> Tensor:
+        return model(x) + model(2 * x)
+
+    with torch.no_grad(), capture(model if is_given else None) as captured:
+        for run in (twice, once, once, model, once, twice):
+            run(x)
+    seen = [(each.module_path, each.step) for each in captured.attention]
+    assert seen == [(path, step) for step in range(8) for path in PATHS[:2]]
+
+
+def test_steps_of_a_part_of_what_a_compiled_function_calls() -> None:
+    outer, x = Within(), numbers()
+    compiled = torch.compile(lambda x: outer(x), backend="aot_eager", fullgraph=True)
+    found = []
+    for model in (outer, outer.tiny, None):
+        with torch.no_grad(), capture(model) as captured:
+            compiled(x)
+            compiled(x)
+        found.append([each.step for each in captured.attention])
+    assert found == [[0, 0, 1, 1], [0, 1, 2, 3], [0, 0, 1, 1]]
+
+
+def test_steps_of_layers_that_are_compiled_one_by_one_are_the_models() -> None:
+    model, x = Tiny(depth=2), numbers()
+    for block in model.blocks:
+        block.compile(backend="aot_eager", fullgraph=True)
+    with torch.no_grad(), capture() as captured:
+        model(x)
+        model(x)
+    assert [each.step for each in captured.attention] == [0, 0, 1, 1]
+
+
 class Broken(Tiny):
     def forward(self, x: Tensor) -> Tensor:
         for number, block in enumerate(self.blocks):

@@ -178,7 +178,7 @@ class AttentionTap:
 
     def on_attention(self, sighting: Sighting) -> None:
         """Keep what was seen, if that is wanted, possible and allowed."""
-        place = self._places.find(sys._getframe(1), sighting.module)
+        place = self._places.find(sys._getframe(1), sighting.module, sighting.inlined)
         if place is None:
             self.foreign += 1
         elif self.gradients:

@@ -14,6 +14,7 @@ from visualizer._block.roots import Root, identity
 from visualizer._block.wrappers import innermost, spots, wrappers_to_watch
 from visualizer._intercept.calls import unwatch_calls, watch_calls
 from visualizer._intercept.frames import modules_on_stack
+from visualizer._intercept.observers import Inlined
 
 __all__ = ["Place", "Places"]
 
@@ -95,31 +96,37 @@ class Places:
         for root in self._roots:
             root.end(module)
 
-    def find(self, frame: FrameType | None, module: nn.Module | None = None) -> Place | None:
+    def find(
+        self,
+        frame: FrameType | None,
+        module: nn.Module | None = None,
+        inlined: Inlined | None = None,
+    ) -> Place | None:
         """Return where a call comes from; None where it is not the model's that was given.
 
         Args:
             frame: Where the call was made.
             module: The module, if the program says which.
+            inlined: The attention call, if a graph makes it.
         """
         met = itertools.chain(() if module is None else (module,), modules_on_stack(frame))
         if self._is_given:
-            return next(filter(None, map(self._place, met)), None)
+            return next(filter(None, (self._place(each, inlined) for each in met)), None)
         stack = list(met)
         if not stack:
             return Place(None, None)
         with self._lock:
-            root = self._root_of(stack[-1])
+            root = self._root_of(stack[-1], is_running=not _is_inlined(stack[-1], inlined))
         for found in stack:
             path = root.path_of(identity(found))
             if path is not None:
-                return Place(path, root.step(stack), self._roots.index(root))
+                return Place(path, root.step(stack, inlined), self._roots.index(root))
         return Place(None, None)
 
-    def _place(self, module: nn.Module) -> Place | None:
+    def _place(self, module: nn.Module, inlined: Inlined | None) -> Place | None:
         root = self._roots[0]
         path = root.path_of(identity(module))
-        return None if path is None else Place(path, root.step())
+        return None if path is None else Place(path, root.step(inlined=inlined))
 
     def _meet_before_threads(self, module: nn.Module) -> None:
         """Note which model calls replicas: their threads don't show it."""
@@ -150,3 +157,7 @@ class Places:
             if cls not in self._watched:
                 watch_calls(cls)
                 self._watched[cls] = None
+
+
+def _is_inlined(module: nn.Module, inlined: Inlined | None) -> bool:
+    return inlined is not None and any(each is innermost(module) for each, _ in inlined.calls)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from visualizer._block.wrappers import Spot, innermost, is_replica, spots
+from visualizer._intercept.observers import Inlined
 
 __all__ = ["Root", "identity"]
 
@@ -56,10 +57,18 @@ class _Forward(NamedTuple):
 
 
 class _Running(threading.local):
-    """The forwards of a root that this thread is in, the innermost last."""
+    """What this thread is in.
+
+    Attributes:
+        forwards: Those of the root, the innermost last.
+        inlined: The last one that a graph had within it: the number of the call, and the step.
+        spots: The attention calls of that.
+    """
 
     def __init__(self) -> None:
         self.forwards: list[_Forward] = []
+        self.inlined: tuple[int, int] | None = None
+        self.spots: set[int] = set()
 
 
 class Root:
@@ -130,16 +139,32 @@ class Root:
             if not forwards:
                 self._last = None
 
-    def step(self, stack: list[nn.Module] | None = None) -> int | None:
+    def step(
+        self, stack: list[nn.Module] | None = None, inlined: Inlined | None = None
+    ) -> int | None:
         """Return the forward that this thread is in, or another, that may have made the thread.
 
         Args:
             stack: The modules that are being called in this thread.
+            inlined: The attention call, if a graph makes it.
         """
         forwards = self._running.forwards
         if forwards:
             return forwards[-1].step
+        if inlined is not None:
+            for module, call in inlined.calls:
+                if identity(module) == self.place:
+                    return self._step_of(call, inlined.spot)
         is_met_here = stack is not None and self._met_in == threading.get_ident()
         if is_met_here and self.place not in map(identity, stack or ()):
             self._last = self._met_in = None  # that forward is over
         return self._last
+
+    def _step_of(self, call: int, spot: int) -> int:
+        """Return the forward that a graph has within it; another one when it runs again."""
+        running = self._running
+        if running.inlined is None or running.inlined[0] != call or spot in running.spots:
+            running.inlined, running.spots = (call, next(self._counter)), set()
+            self._is_fresh = False
+        running.spots.add(spot)
+        return running.inlined[1]

@@ -22,7 +22,7 @@ from torch import Tensor, library, nn
 
 from visualizer._intercept.borrowed import are_small, copy_tensors, keep_parts
 from visualizer._intercept.frames import call_within, modules_on_stack
-from visualizer._intercept.observers import Sighting, depth, find_observers
+from visualizer._intercept.observers import Inlined, Sighting, depth, find_observers
 from visualizer._intercept.telling import tell, tell_errors
 
 __all__ = [
@@ -70,6 +70,8 @@ class Spot:
     Attributes:
         look: Makes a sighting of what is handed over; None where it is no attention after all.
         modules: Those that were in the call when the graph was made, the innermost first.
+        calls: Which call each of them was, by number; None where it was not called, but a method of
+            its.
         paths: Theirs from the last one of them, which is what was compiled, or a part of that;
             None where one is none of its parts.
         compiled: The class of that last one.
@@ -78,6 +80,7 @@ class Spot:
 
     look: Look
     modules: tuple[weakref.ref[nn.Module], ...]
+    calls: tuple[int | None, ...]
     paths: tuple[str, ...] | None
     compiled: weakref.ref[type] | None
     argument: Argument | None
@@ -152,11 +155,13 @@ _spots: list[Spot] = []
 """By their number, which graphs have as a constant."""
 
 
-def add_spot(look: Look, modules: list[nn.Module], argument: Argument | None) -> int:
+def add_spot(
+    look: Look, modules: list[nn.Module], calls: Sequence[int | None], argument: Argument | None
+) -> int:
     """Note an attention call of a graph that is being made, and return its number.
 
     Args:
-        look, argument: As in `Spot`.
+        look, calls, argument: As in `Spot`.
         modules: The innermost first.
     """
     paths = None
@@ -165,7 +170,8 @@ def add_spot(look: Look, modules: list[nn.Module], argument: Argument | None) ->
         if all(id(module) in known for module in modules):
             paths = tuple(known[id(module)] for module in modules)
     compiled = weakref.ref(type(modules[-1])) if modules else None
-    _spots.append(Spot(look, tuple(map(weakref.ref, modules)), paths, compiled, argument))
+    found = tuple(map(weakref.ref, modules))
+    _spots.append(Spot(look, found, tuple(calls), paths, compiled, argument))
     return len(_spots) - 1
 
 
@@ -215,13 +221,15 @@ def _hand_over(
     parts, is_borrowed = keep_parts(parts), not are_small(tensors)
     tensors = tensors if is_borrowed else copy_tensors(tensors)
     handed = Handed(module, tensors, parts, scale, softcap, dropout or 0.0, is_causal)
-    call_within(modules, _tell, found.look, handed, is_borrowed)
+    calls = zip(modules, found.calls, strict=True) if len(modules) == len(found.calls) else ()
+    inlined = Inlined(spot, [(each, call) for each, call in calls if call is not None])
+    call_within(modules, _tell, found.look, handed, inlined, is_borrowed)
 
 
-def _tell(look: Look, handed: Handed, is_borrowed: bool) -> None:
+def _tell(look: Look, handed: Handed, inlined: Inlined, is_borrowed: bool) -> None:
     sighting = look(handed)
     if sighting is not None:
-        sighting.is_borrowed = is_borrowed
+        sighting.inlined, sighting.is_borrowed = inlined, is_borrowed
         tell(sighting)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from visualizer.attention.unobserved import is_unobserved
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AttentionObserver",
+    "Inlined",
     "Observer",
     "Sighting",
     "call_inside",
@@ -26,6 +27,18 @@ __all__ = [
     "open_observer",
     "shut_observer",
 ]
+
+
+class Inlined(NamedTuple):
+    """A call in a graph that has the calls of modules within it, which nobody is told of.
+
+    Attributes:
+        spot: Which attention call of which graph.
+        calls: The modules that are called, and which call each is, by number.
+    """
+
+    spot: int
+    calls: list[tuple[Any, int]]
 
 
 class Sighting:
@@ -40,10 +53,20 @@ class Sighting:
         module: The module that attends, where the program says so.
 
     Attributes:
+        inlined: Where in which graph, if a graph makes the call.
         is_borrowed: Its `tensors` are good for this moment only: a compiled graph's own memory.
     """
 
-    __slots__ = ("_args", "_kwargs", "_look", "is_borrowed", "module", "parts", "tensors")
+    __slots__ = (
+        "_args",
+        "_kwargs",
+        "_look",
+        "inlined",
+        "is_borrowed",
+        "module",
+        "parts",
+        "tensors",
+    )
 
     def __init__(
         self,
@@ -56,6 +79,7 @@ class Sighting:
     ) -> None:
         self._look, self._args, self._kwargs = look, args, kwargs
         self.tensors, self.parts, self.module = tensors, parts, module
+        self.inlined: Inlined | None = None
         self.is_borrowed = False
 
     def look(self) -> Observation:

@@ -6,6 +6,8 @@ is being made, and what they return is a constant of it.
 
 from __future__ import annotations
 
+import itertools
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import CodeType
 from typing import Any, TypeVar
@@ -33,6 +35,9 @@ NOT_SEEN = -1
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _whole: set[CodeType] = set()
+_calls: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+"""The number of a call that is being compiled, by its translator."""
+_count = itertools.count()
 
 
 def runs_while_compiling(function: _Function) -> _Function:
@@ -112,7 +117,17 @@ def find_spot_of(readers: Sequence[Any], look: Look, modules: list[nn.Module]) -
         return NOT_SEEN
     if any(reader.f_code in _whole for reader in readers[1:]):
         return NOT_SEEN
-    return add_spot(look, modules, _find_argument(readers, modules[-1]) if modules else None)
+    argument = _find_argument(readers, modules[-1]) if modules else None
+    return add_spot(look, modules, _number_calls(readers, modules), argument)
+
+
+def _number_calls(readers: Sequence[Any], modules: list[nn.Module]) -> list[int | None]:
+    """Return which call each module is in: that of its outermost `forward`."""
+    found: dict[int, int] = {}
+    for reader in readers:
+        if reader.f_code.co_name == "forward":
+            found[id(find_local(reader, "self"))] = _calls.setdefault(reader, next(_count))
+    return [found.get(id(module)) for module in modules]
 
 
 def _find_argument(readers: Sequence[Any], module: nn.Module) -> Argument | None:
