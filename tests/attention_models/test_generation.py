@@ -395,6 +395,7 @@ def test_without_a_model(cache: str) -> None:
     model, inputs = build("llama"), prompt()
     with visualizer.capture() as captured:
         output = generate(model, inputs, **CACHES[cache])
+    assert [m.step for m in captured.attention] == [n for n in range(STEPS) for _ in range(LAYERS)]
     check_joined("llama", captured, output, inputs["attention_mask"])
 
 

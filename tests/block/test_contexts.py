@@ -259,6 +259,45 @@ def test_a_step_after_a_forward_that_raised() -> None:
     assert [m.step for m in captured.attention["blocks.1.attn"]] == [1]
 
 
+@pytest.mark.parametrize("is_given", [True, False])
+def test_steps_of_a_call_that_was_looked_up_before(is_given: bool) -> None:
+    model, x = Tiny(2), numbers()
+    call = model.__call__
+    options: Any = {"modules": ["blocks.0"]} if is_given else {}
+    with capture(model if is_given else None, **options) as captured:
+        call(x)
+        call(x)
+        with capture(model) as inner:
+            call(x)
+            model(x)
+        model.blocks[0](x)
+        call(x)
+    steps = [m.step for m in captured.attention["blocks.0.attn"]]
+    assert steps == [0, 1, 2, 3, None, 4]
+    assert [m.step for m in inner.attention["blocks.1.attn"]] == [0, 1]
+    if is_given:
+        assert [e.step for e in captured.modules["blocks.0"]] == steps
+
+
+def test_a_block_that_is_opened_within_a_forward() -> None:
+    class Opens(Attention):
+        def forward(self, x: Tensor) -> Tensor:
+            with capture(model) as captured:
+                super().forward(x)
+                result = super().forward(x)
+            found.append(captured)
+            return result
+
+    found: list[Any] = []
+    model = Tiny(2)
+    model.blocks[1].attn = Opens()
+    with capture(model) as captured:
+        model(numbers())
+        model(numbers())
+    assert [[m.step for m in each.attention] for each in found] == [[0, 0], [0, 0]]
+    assert [m.step for m in captured.attention] == [0, 0, 0, 1, 1, 1]
+
+
 def test_layers_and_calls_and_steps_over_several_forwards() -> None:
     model, x = Tiny(3), numbers()
     with capture(model) as captured:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext, suppress
@@ -214,4 +215,5 @@ class ModulesTap:
         layer = tapped.layer
         if layer is None:
             layer = self._seen.setdefault(tapped.path, len(self._seen))
-        self._recorder.record(site, value, Place(tapped.path, self._places.step()), layer, call)
+        place = Place(tapped.path, self._places.step(sys._getframe(1)))
+        self._recorder.record(site, value, place, layer, call)

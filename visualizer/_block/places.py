@@ -71,9 +71,13 @@ class Places:
         released = [unwatch_calls(self._watched.popitem()[0]) for _ in range(len(self._watched))]
         return [trouble for trouble in released if trouble is not None]
 
-    def step(self) -> int | None:
-        """Return which forward runs of the model that was given."""
-        return self._roots[0].step() if self._is_given else None
+    def step(self, frame: FrameType | None) -> int | None:
+        """Return which forward runs of the model that was given.
+
+        Args:
+            frame: What this thread runs.
+        """
+        return self._roots[0].step(frame) if self._is_given else None
 
     def path_of(self, place: int) -> str | None:
         """Return the path of a module of the model that was given, by its identity."""
@@ -111,30 +115,33 @@ class Places:
         """
         met = itertools.chain(() if module is None else (module,), modules_on_stack(frame))
         if self._is_given:
-            return next(filter(None, (self._place(each, inlined) for each in met)), None)
+            return next(filter(None, (self._place(each, frame, inlined) for each in met)), None)
         stack = list(met)
         if not stack:
             return Place(None, None)
         with self._lock:
-            root = self._root_of(stack[-1], is_running=not _is_inlined(stack[-1], inlined))
+            root = self._root_of(stack[-1])
         for found in stack:
             path = root.path_of(identity(found))
             if path is not None:
-                return Place(path, root.step(stack, inlined), self._roots.index(root))
+                return Place(path, root.step(frame, inlined), self._roots.index(root))
         return Place(None, None)
 
-    def _place(self, module: nn.Module, inlined: Inlined | None) -> Place | None:
+    def _place(
+        self, module: nn.Module, frame: FrameType | None, inlined: Inlined | None
+    ) -> Place | None:
         root = self._roots[0]
         path = root.path_of(identity(module))
-        return None if path is None else Place(path, root.step(inlined=inlined))
+        return None if path is None else Place(path, root.step(frame, inlined))
 
     def _meet_before_threads(self, module: nn.Module) -> None:
         """Note which model calls replicas: their threads don't show it."""
-        outermost = [module, *modules_on_stack(sys._getframe(1))][-1]
+        frame = sys._getframe(1)
+        outermost = [module, *modules_on_stack(frame)][-1]
         with self._lock:
-            self._root_of(outermost, is_running=outermost is not module)
+            self._root_of(outermost).step(frame)
 
-    def _root_of(self, outermost: nn.Module, *, is_running: bool = True) -> Root:
+    def _root_of(self, outermost: nn.Module) -> Root:
         """Return the model that an outermost module is, or is a part of; a new one if need be."""
         model = innermost(outermost)
         place = identity(model)
@@ -147,8 +154,6 @@ class Places:
                 return root
         root = Root(model)
         self._roots.append(root)
-        if is_running:
-            root.meet()
         self._watch(type(model), *wrappers_to_watch())
         return root
 
@@ -157,7 +162,3 @@ class Places:
             if cls not in self._watched:
                 watch_calls(cls)
                 self._watched[cls] = None
-
-
-def _is_inlined(module: nn.Module, inlined: Inlined | None) -> bool:
-    return inlined is not None and any(each is innermost(module) for each, _ in inlined.calls)

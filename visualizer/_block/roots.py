@@ -6,11 +6,13 @@ import itertools
 import threading
 import weakref
 from collections import OrderedDict
+from types import FrameType
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from visualizer._block.wrappers import Spot, innermost, is_replica, spots
+from visualizer._intercept.frames import number_of, outermost_call
 from visualizer._intercept.observers import Inlined
 
 __all__ = ["Root", "identity"]
@@ -89,7 +91,7 @@ class Root:
         self._running = _Running()
         self._replicated = 0
         self._last: int | None = None
-        self._met_in: int | None = None
+        self._met: tuple[int, int] | None = None
 
     @property
     def is_alive(self) -> bool:
@@ -108,10 +110,6 @@ class Root:
             spot = self._spots.get(place)
         return None if spot is None else spot.path
 
-    def meet(self) -> None:
-        """Count a forward that runs already, and whose end will not be told."""
-        self._last, self._met_in = next(self._counter), threading.get_ident()
-
     def begin(self, module: nn.Module) -> bool:
         """Note that a module is called; return whether a forward of the model begins with that."""
         inner, forwards = innermost(module), self._running.forwards
@@ -125,7 +123,7 @@ class Root:
             step = forwards[-1].step
         else:
             step = self._last = next(self._counter)
-            self._is_fresh, self._met_in = False, None
+            self._is_fresh, self._met = False, None
         forwards.append(_Forward(identity(module), step, module is not inner))
         self._replicated += isinstance(module, nn.DataParallel)
         return not is_part
@@ -139,13 +137,12 @@ class Root:
             if not forwards:
                 self._last = None
 
-    def step(
-        self, stack: list[nn.Module] | None = None, inlined: Inlined | None = None
-    ) -> int | None:
+    def step(self, frame: FrameType | None = None, inlined: Inlined | None = None) -> int | None:
         """Return the forward that this thread is in, or another, that may have made the thread.
 
         Args:
-            stack: The modules that are being called in this thread.
+            frame: What this thread runs; to find a forward that nobody was told of, since it runs
+                already, or by a `__call__` that was looked up before the block was opened.
             inlined: The attention call, if a graph makes it.
         """
         forwards = self._running.forwards
@@ -155,10 +152,24 @@ class Root:
             for module, call in inlined.calls:
                 if identity(module) == self.place:
                     return self._step_of(call, inlined.spot)
-        is_met_here = stack is not None and self._met_in == threading.get_ident()
-        if is_met_here and self.place not in map(identity, stack or ()):
-            self._last = self._met_in = None  # that forward is over
+        if frame is not None:
+            self._meet(frame)
         return self._last
+
+    def _meet(self, frame: FrameType) -> None:
+        """Count a forward whose begin and end are not told."""
+        call, met = outermost_call(frame, self._is_it), self._met
+        here = threading.get_ident()
+        if call is not None and (here, number_of(call)) != met:
+            self._last, self._met = next(self._counter), (here, number_of(call))
+            self._is_fresh = False
+        elif call is None and met is not None and met[0] == here:
+            self._last = self._met = None  # that forward is over
+
+    def _is_it(self, module: nn.Module) -> bool:
+        inner = innermost(module)
+        is_it = inner is self._model() or (identity(inner) == self.place and self.is_alive)
+        return is_it and not is_replica(module)
 
     def _step_of(self, call: int, spot: int) -> int:
         """Return the forward that a graph has within it; another one when it runs again."""

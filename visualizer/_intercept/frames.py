@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule
 
-__all__ = ["call_within", "innermost_module", "modules_on_stack"]
+__all__ = ["call_within", "innermost_module", "modules_on_stack", "number_of", "outermost_call"]
 
 _CALLS = frozenset(
     getattr(nn.Module, name).__code__
@@ -46,6 +47,33 @@ def call_within(modules: Sequence[nn.Module], function: Callable[..., Any], *arg
 
 
 _WITHIN = call_within.__code__
+
+
+def outermost_call(frame: FrameType | None, is_it: Callable[[nn.Module], bool]) -> FrameType | None:
+    """Return the outermost call of a module; None where it is not being called."""
+    found = None
+    while frame is not None:
+        if frame.f_code in _CALLS and is_it(frame.f_locals["self"]):
+            found = frame
+        frame = frame.f_back
+    return found
+
+
+def number_of(call: FrameType) -> int:
+    """Return a number that tells a call from all before and after it.
+
+    A call that has one is marked in its frame, where a tracer alone would look: a frame can't be
+    referred to weakly, and a reference would keep alive what the module is called with.
+    """
+    if call.f_trace_lines or id(call) not in _numbers:
+        call.f_trace_lines = False
+        _numbers[id(call)] = next(_count)
+    return _numbers[id(call)]
+
+
+_numbers: dict[int, int] = {}
+"""Of calls that run, by identity; of others, too, until another one takes their place."""
+_count = itertools.count()
 
 
 def innermost_module(frame: FrameType | None) -> Any:
