@@ -376,14 +376,15 @@ def test_maps_of_inductor_are_right_when_they_are_read_later(
 
 
 class Caching(Attention):
-    """Attends twice, with a cache whose second half is written to in between."""
+    """Attends to a cache as it was, is, and will be: it is written to before and in between."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("keys", torch.zeros(2, 4, 40, 4))
+        self.register_buffer("keys", torch.randn(2, 4, 40, 4))
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.project(x).unbind(0)
+        q = F.scaled_dot_product_attention(q, self.keys, v)
         self.keys.copy_(k)
         mixed = F.scaled_dot_product_attention(q, self.keys, v)
         self.keys[:, :, 20:] = mixed[:, :, 20:]
@@ -397,10 +398,14 @@ def test_a_cache_that_a_graph_writes_to_between_calls(backend: str) -> None:
     compiled = torch.compile(model, backend=backend, fullgraph=True)
     with torch.no_grad():
         q, k, v = model.project(x).unbind(0)
+        before = model.keys.clone()
+        plain = compiled(x)
+        model.keys.copy_(before)
+        wanted = [expected_map(q, before)]
+        q = F.scaled_dot_product_attention(q, before, v)
         mixed = F.scaled_dot_product_attention(q, k, v)
         written = torch.cat((k[:, :, :20], mixed[:, :, 20:]), dim=2)
-        wanted = [expected_map(q, k), expected_map(mixed, written)]
-        plain = compiled(x)
+        wanted += [expected_map(q, k), expected_map(mixed, written)]
         with capture(model) as captured:
             assert torch.equal(compiled(x), plain)
             compiled(x + 1)

@@ -308,6 +308,17 @@ def test_values_that_were_written_to() -> None:
         captured.attention[0].gradient()
 
 
+def test_values_of_a_cache_may_be_written_to() -> None:
+    (q, _, _), (_, k, v) = leaves(tokens=4), leaves(tokens=9)
+    values = v.detach()
+    with capture(gradients=True) as captured:
+        output = F.scaled_dot_product_attention(q, k, v)
+        cubes(output).backward()
+    expected = reference(q, k, v, cubes)
+    values.zero_()
+    assert_close(captured.attention[0].gradient(), expected)
+
+
 def test_gradients_count_for_the_limit() -> None:
     q, k, v = leaves(tokens=64)
     with capture(gradients=True, keep="qk") as captured:

@@ -18,7 +18,7 @@ from transformers.models.bert import modeling_bert
 
 from tests.block.samples import changes, everything
 from visualizer import capture
-from visualizer.errors import MapRefusedError, OutOfRangeError
+from visualizer.errors import MapRefusedError, NoGradientError, OutOfRangeError
 
 TOKENS = torch.arange(12).reshape(2, 6)
 
@@ -210,6 +210,30 @@ def test_eager_attention_whose_weights_are_not_what_it_used(
         model(TOKENS)
     assert [m.confirmed for m in captured.attention] == [None, None]
     np.testing.assert_allclose(np.asarray(captured.attention[0]).sum(-1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_gated", [False, True])
+def test_the_gradient_of_weights_whose_output_was_changed(
+    is_gated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An output that is more than weights times values says nothing of their gradient."""
+    real = modeling_bert.eager_attention_forward
+
+    def gated(*args: Any, **kwargs: Any) -> Any:
+        output, weights = real(*args, **kwargs)
+        return (output * 2 if is_gated else output * 1), weights
+
+    monkeypatch.setattr(modeling_bert, "eager_attention_forward", gated)
+    model = make_model("eager")
+    with capture(model, gradients=True) as captured:
+        model(TOKENS).last_hidden_state[:, 0, 0].sum().backward()
+    for made in captured.attention:
+        assert made.confirmed
+        if is_gated:
+            with pytest.raises(NoGradientError, match="not its weights times its values"):
+                made.gradient(0)
+        else:
+            assert np.abs(made.gradient(0)).max() > 0
 
 
 def test_a_registry_that_somebody_looks_at_during_the_block() -> None:
