@@ -266,6 +266,7 @@ def test_steps_of_a_call_that_was_looked_up_before(is_given: bool) -> None:
     options: Any = {"modules": ["blocks.0"]} if is_given else {}
     with capture(model if is_given else None, **options) as captured:
         call(x)
+        model.blocks[0](x)
         call(x)
         with capture(model) as inner:
             call(x)
@@ -273,7 +274,7 @@ def test_steps_of_a_call_that_was_looked_up_before(is_given: bool) -> None:
         model.blocks[0](x)
         call(x)
     steps = [m.step for m in captured.attention["blocks.0.attn"]]
-    assert steps == [0, 1, 2, 3, None, 4]
+    assert steps == [0, None, 1, 2, 3, None, 4]
     assert [m.step for m in inner.attention["blocks.1.attn"]] == [0, 1]
     if is_given:
         assert [e.step for e in captured.modules["blocks.0"]] == steps
@@ -403,25 +404,33 @@ def replicate(module: nn.Module) -> nn.Module:
     return replica
 
 
-def test_a_module_that_calls_itself_keeps_its_steps_apart() -> None:
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.attn = Attention()
-            self.last = nn.Linear(16, 16)
+class CallsItself(nn.Module):
+    """Attends before and after."""
 
-        def forward(self, x: Tensor, depth: int = 1) -> Tensor:
-            x = self.attn(x)
-            if depth:
-                x = self(x, depth - 1)
-            return self.last(x)
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = Attention()
 
-    model = Twice()
-    with capture(model, modules=["last", ""]) as captured:
-        out = model(numbers())
-    outputs = {e.call: e for e in captured.modules[""]}
-    assert np.array_equal(outputs[0].value, out.detach().numpy())
-    assert outputs[0].step == 0
+    def forward(self, x: Tensor, depth: int = 1) -> Tensor:
+        x = self.attn(x)
+        if depth:
+            x = self(x, depth - 1)
+        return self.attn(x)
+
+
+@pytest.mark.parametrize("is_looked_up_before", [False, True])
+def test_a_module_that_calls_itself_keeps_its_steps_apart(is_looked_up_before: bool) -> None:
+    model = CallsItself()
+    call = model.__call__ if is_looked_up_before else lambda x: model(x)
+    with capture(model, modules=["attn", ""]) as captured:
+        out = call(numbers())
+        call(numbers())
+    assert [m.step for m in captured.attention] == [0, 1, 1, 0, 2, 3, 3, 2]
+    assert [e.step for e in captured.modules["attn"]] == [0, 1, 1, 0, 2, 3, 3, 2]
+    if not is_looked_up_before:
+        outputs = {e.call: e for e in captured.modules[""]}
+        assert np.array_equal(outputs[0].value, out.detach().numpy())
+        assert outputs[0].step == 0
 
 
 def test_a_module_that_is_added_in_the_block() -> None:

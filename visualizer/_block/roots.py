@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from visualizer._block.wrappers import Spot, innermost, is_replica, spots
-from visualizer._intercept.frames import number_of, outermost_call
+from visualizer._intercept.frames import find_call, number_of
 from visualizer._intercept.observers import Inlined
 
 __all__ = ["Root", "identity"]
@@ -58,6 +58,14 @@ class _Forward(NamedTuple):
     is_wrapped: bool
 
 
+class _Met(NamedTuple):
+    """A forward that nobody told of: the number of torch's own call."""
+
+    thread: int
+    number: int
+    step: int
+
+
 class _Running(threading.local):
     """What this thread is in.
 
@@ -91,7 +99,7 @@ class Root:
         self._running = _Running()
         self._replicated = 0
         self._last: int | None = None
-        self._met: tuple[int, int] | None = None
+        self._met: _Met | None = None
 
     @property
     def is_alive(self) -> bool:
@@ -123,7 +131,7 @@ class Root:
             step = forwards[-1].step
         else:
             step = self._last = next(self._counter)
-            self._is_fresh, self._met = False, None
+            self._is_fresh = False
         forwards.append(_Forward(identity(module), step, module is not inner))
         self._replicated += isinstance(module, nn.DataParallel)
         return not is_part
@@ -158,12 +166,14 @@ class Root:
 
     def _meet(self, frame: FrameType) -> None:
         """Count a forward whose begin and end are not told."""
-        call, met = outermost_call(frame, self._is_it), self._met
-        here = threading.get_ident()
-        if call is not None and (here, number_of(call)) != met:
-            self._last, self._met = next(self._counter), (here, number_of(call))
-            self._is_fresh = False
-        elif call is None and met is not None and met[0] == here:
+        call, met, here = find_call(frame, self._is_it), self._met, threading.get_ident()
+        if call is not None:
+            number = number_of(call)
+            if met is None or (met.thread, met.number) != (here, number):
+                met = self._met = _Met(here, number, next(self._counter))
+                self._is_fresh = False
+            self._last = met.step
+        elif met is not None and met.thread == here:
             self._last = self._met = None  # that forward is over
 
     def _is_it(self, module: nn.Module) -> bool:

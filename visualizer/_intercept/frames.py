@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.fx import GraphModule
 
-__all__ = ["call_within", "innermost_module", "modules_on_stack", "number_of", "outermost_call"]
+__all__ = ["call_within", "find_call", "innermost_module", "modules_on_stack", "number_of"]
 
 _CALLS = frozenset(
     getattr(nn.Module, name).__code__
@@ -49,14 +49,13 @@ def call_within(modules: Sequence[nn.Module], function: Callable[..., Any], *arg
 _WITHIN = call_within.__code__
 
 
-def outermost_call(frame: FrameType | None, is_it: Callable[[nn.Module], bool]) -> FrameType | None:
-    """Return the outermost call of a module; None where it is not being called."""
-    found = None
+def find_call(frame: FrameType | None, is_it: Callable[[nn.Module], bool]) -> FrameType | None:
+    """Return the innermost call of a module; None where it is not being called."""
     while frame is not None:
         if frame.f_code in _CALLS and is_it(frame.f_locals["self"]):
-            found = frame
+            return frame
         frame = frame.f_back
-    return found
+    return None
 
 
 def number_of(call: FrameType) -> int:
