@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -45,7 +46,7 @@ class OwnGraphs:
 
     def __init__(self) -> None:
         self._waiting: ImportHook | None = None
-        self._places: list[tuple[Any, str]] = []
+        self._place: tuple[Any, str] | None = None
 
     def install(self) -> None:
         """Begin, now or when the compiler is imported."""
@@ -59,8 +60,9 @@ class OwnGraphs:
         """End, and return what could not be put back."""
         self._stop_waiting()
         eager_stance.keep(False, owner=self)
-        released = [patches.release(*self._places.pop()) for _ in range(len(self._places))]
-        return [trouble for trouble in released if trouble is not None]
+        place, self._place = self._place, None
+        trouble = None if place is None else patches.release(*place)
+        return [] if trouble is None else [trouble]
 
     def _on_import(self) -> None:
         self._stop_waiting()
@@ -73,12 +75,11 @@ class OwnGraphs:
 
     def _begin(self) -> None:
         frames = sys.modules[_COMPILER].eval_frame
-        if not _can_compile(frames):
+        if _can_compile(frames):
+            self._place = (frames, _CHOOSER)
+            patches.acquire(*self._place, functools.partial(_make_chooser, frames))
+        else:
             eager_stance.keep(True, owner=self)
-            return
-        for owner, name, make in _places(frames):
-            patches.acquire(owner, name, make)
-            self._places.append((owner, name))
 
 
 def _can_compile(frames: ModuleType) -> bool:
@@ -92,20 +93,25 @@ def _can_compile(frames: ModuleType) -> bool:
     )
 
 
-def _places(frames: ModuleType) -> list[tuple[Any, str, Callable[[Any], Any]]]:
-    """Return what is replaced in Dynamo: owner, name, and what makes the stand-in."""
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Replace what Dynamo does with some of the calls that it reads."""
     from torch._dynamo.variables import (
         TensorVariable,
         TorchInGraphFunctionVariable,
         UnspecializedNNModuleVariable,
     )
 
-    return [
-        (frames, _CHOOSER, functools.partial(_make_chooser, frames)),
+    places: list[tuple[Any, str, Callable[[Any], Any]]] = [
         (TensorVariable, "method_softmax", make_softmax_method),
         (TorchInGraphFunctionVariable, "_get_handlers", make_handlers),
         (UnspecializedNNModuleVariable, "call_function", make_module_call),
     ]
+    with ExitStack() as stack:
+        for owner, name, make in places:
+            patches.acquire(owner, name, make)
+            stack.callback(patches.release, owner, name)
+        yield
 
 
 class _Backend:
@@ -130,7 +136,7 @@ class _Callback:
         self._callback, self._torchdynamo_orig_backend = callback, _Backend(theirs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with reading_copies():
+        with _reading(), reading_copies():
             return self._callback(*args, **kwargs)
 
 

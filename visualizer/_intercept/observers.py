@@ -95,7 +95,8 @@ class Sighting:
         if query is None or key is None:
             return None
         shapes = [None if part is None else part.shape for part in self.parts]
-        module = f"{type(self.module).__module__}.{type(self.module).__qualname__}"
+        cls = type(self.module)
+        module = cls.__module__, cls.__qualname__
         return (self._look, module, query.shape, key.shape, query.dtype, query.device, *shapes)
 
 
