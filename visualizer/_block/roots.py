@@ -121,8 +121,7 @@ class Root:
     def begin(self, module: nn.Module) -> bool:
         """Note that a module is called; return whether a forward of the model begins with that."""
         inner, forwards = innermost(module), self._running.forwards
-        is_it = inner is self._model() or (identity(inner) == self.place and self.is_alive)
-        if not is_it:
+        if not self._is_model(inner):
             return False
         if not forwards and self._replicated and is_replica(module):
             return False  # a part of the forward that began in another thread
@@ -166,7 +165,7 @@ class Root:
 
     def _meet(self, frame: FrameType) -> None:
         """Count a forward whose begin and end are not told."""
-        call, met, here = find_call(frame, self._is_it), self._met, threading.get_ident()
+        call, met, here = find_call(frame, self._is_called), self._met, threading.get_ident()
         if call is not None:
             number = number_of(call)
             if met is None or (met.thread, met.number) != (here, number):
@@ -176,10 +175,11 @@ class Root:
         elif met is not None and met.thread == here:
             self._last = self._met = None  # that forward is over
 
-    def _is_it(self, module: nn.Module) -> bool:
-        inner = innermost(module)
-        is_it = inner is self._model() or (identity(inner) == self.place and self.is_alive)
-        return is_it and not is_replica(module)
+    def _is_called(self, module: nn.Module) -> bool:
+        return self._is_model(innermost(module)) and not is_replica(module)
+
+    def _is_model(self, inner: nn.Module) -> bool:
+        return inner is self._model() or (identity(inner) == self.place and self.is_alive)
 
     def _step_of(self, call: int, spot: int) -> int:
         """Return the forward that a graph has within it; another one when it runs again."""

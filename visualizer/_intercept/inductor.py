@@ -38,7 +38,7 @@ _PLAIN = frozenset(
 
 
 def reading_copies() -> AbstractContextManager[Any]:
-    """Have graphs that are compiled meanwhile read copies where there are some."""
+    """Have graphs made meanwhile read copies, and hand small calls over at their end."""
     from torch._inductor import config
     from torch._inductor.custom_graph_pass import get_custom_graph_passes
 
