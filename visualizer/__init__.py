@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from visualizer._capture.snapshot import Reference as Reference
     from visualizer.attention import AttentionMap as AttentionMap
     from visualizer.captured import capture as capture
+    from visualizer.captured import load as load
     from visualizer.plot import cls_padding as cls_padding
     from visualizer.plot import gray2rgb as gray2rgb
     from visualizer.plot import grid_show as grid_show
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from visualizer.plot import visualize_grid_to_grid_with_cls as visualize_grid_to_grid_with_cls
     from visualizer.plot import visualize_head as visualize_head
     from visualizer.plot import visualize_heads as visualize_heads
+    from visualizer.store.verify import verify as verify
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,6 +36,8 @@ __all__ = [
     "gray2rgb",
     "grid_show",
     "highlight_grid",
+    "load",
+    "verify",
     "visualize_grid_to_grid",
     "visualize_grid_to_grid_with_cls",
     "visualize_head",
@@ -44,6 +48,8 @@ _HOMES = {
     "AttentionMap": "visualizer.attention",
     "Reference": "visualizer._capture.snapshot",
     "capture": "visualizer.captured",
+    "load": "visualizer.captured",
+    "verify": "visualizer.store.verify",
     "get_local": "visualizer._capture.get_local",
     "cls_padding": "visualizer.plot",
     "gray2rgb": "visualizer.plot",

@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 from torch import nn
 
+from visualizer._block.annotations import Annotations
 from visualizer._block.block import Block
-from visualizer._block.explanation import explain_attention
-from visualizer._block.views import AttentionView, LocalsView, ModulesView, inputs_of, outputs_of
+from visualizer._block.views import AttentionView, CaptureRecord, LocalsView, ModulesView
 from visualizer._capture.notices import notify
-from visualizer.errors import CaptureWarning, ShapeError
+from visualizer.errors import CaptureWarning, DamagedError, ShapeError
+from visualizer.store.captures import StoredCapture
+from visualizer.store.reader import Store
+from visualizer.store.saving import Saving, raise_errors, save_capture
 from visualizer.summary import attention_rows, entry_rows, print_summary
 
-__all__ = ["Annotations", "Captured", "capture"]
-
-
-@dataclass(frozen=True, slots=True)
-class Annotations:
-    """What the figures need to know beside the values.
-
-    Attributes:
-        tokens: Labels of the tokens.
-        image: The picture that the model was given.
-        grid: Rows and columns of patches.
-        prefix_tokens: Tokens before the patches (CLS, registers).
-    """
-
-    tokens: Sequence[Any] | None = None
-    image: Any = None
-    grid: tuple[int, int] | None = None
-    prefix_tokens: int = 0
+__all__ = ["Annotations", "Captured", "capture", "load"]
 
 
 def capture(
@@ -115,11 +101,8 @@ def capture(
     return Captured(block)
 
 
-NEVER_OPENED = "the block was never entered: with capture(…) as captured: model(x)"
-
-
 class Captured:
-    """What a block of `capture()` took. Read it in the block or after it.
+    """What a block of `capture()` took, or what `load()` found. Read it in the block or after it.
 
     Attributes:
         locals: `captured.locals["Attention.forward"]["attn"]` is a list of `Entry`, in call order.
@@ -130,22 +113,28 @@ class Captured:
         annotations: What `annotate` was told.
     """
 
-    def __init__(self, block: Block) -> None:
-        self._block = block
-        self.locals = LocalsView(block.locals.functions)
-        modules = block.modules.modules
-        self.modules = ModulesView("captured.modules", lambda: outputs_of(modules))
-        self.inputs = ModulesView("captured.inputs", lambda: inputs_of(modules))
-        self.attention = AttentionView(block.attention, lambda: _why_no_attention(block))
-        self.annotations = Annotations()
+    def __init__(self, record: CaptureRecord, annotations: Annotations | None = None) -> None:
+        self._record = record
+        self.locals = LocalsView(record.functions)
+        self.modules = ModulesView("captured.modules", record.outputs)
+        self.inputs = ModulesView("captured.inputs", record.inputs)
+        self.attention = AttentionView(record.attention, record.why_no_attention)
+        self.annotations = Annotations() if annotations is None else annotations
 
     def __enter__(self) -> Captured:
-        if self._block.was_opened:
+        block = self._record
+        if not isinstance(block, Block):
+            raise RuntimeError(
+                f"this is a capture that was loaded, and takes nothing any more: {self!r}. Call "
+                f"capture() for another one"
+            )
+        if block.was_opened:
             raise RuntimeError(
                 "this capture was open before, and holds what it took then; call capture() again "
                 "for another one"
             )
-        self._block.open()
+        raise_errors()
+        block.open()
         return self
 
     def __exit__(
@@ -154,8 +143,10 @@ class Captured:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        troubles = self._block.close()
-        failure = self._block.find_failure()
+        block = self._record
+        assert isinstance(block, Block)
+        troubles = block.close()
+        failure = block.find_failure()
         if error is None and failure is not None:
             for trouble in troubles:
                 failure.add_note(trouble)
@@ -167,7 +158,7 @@ class Captured:
     @property
     def nbytes(self) -> int:
         """Bytes that are held; memory that is shared counts once."""
-        return self._block.budget.used
+        return self._record.nbytes
 
     def annotate(
         self,
@@ -200,11 +191,37 @@ class Captured:
         )
         return self
 
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        overwrite: bool = False,
+        background: bool = False,
+    ) -> Saving:
+        """Write everything to a folder, from which `visualizer.load` reads it again.
+
+        Once this returns, it survives a crash; whatever happens on the way, what was committed
+        until then can be read. Attention maps are stored as what they are computed from.
+
+        Args:
+            path: The folder; it is made.
+            overwrite: Replace what was saved there before, once this is whole.
+            background: Return at once, and write in a thread. Values that are changed before they
+                are on the disk are left out, and `wait` says so. What goes wrong is raised by
+                `wait`, or else by the next `save` or block. A normal exit waits.
+        Returns:
+            What can be waited for.
+        Raises:
+            StoreExistsError: There is something already.
+            StoreWriteError: It can't be written; what was committed stays.
+        """
+        return save_capture(
+            self._record, self.annotations, path, overwrite=overwrite, background=background
+        )
+
     def explain(self) -> str:
         """Say what was asked for and is not there; "" where everything is."""
-        if not self._block.was_opened:
-            return NEVER_OPENED
-        return "\n".join(self._block.explain())
+        return "\n".join(self._record.explain())
 
     def summary(self) -> None:
         """Print what was taken, its shapes and bytes, and what is missing and why."""
@@ -225,13 +242,33 @@ class Captured:
             f"{len(self.modules)} modules",
             f"{len(self.attention)} attention maps",
         ]
-        state = "open" if self._block.is_open else "closed"
+        state = self._record.state
         return f"<capture, {state}: {', '.join(parts)}; captured.summary() shows them>"
 
 
-def _why_no_attention(block: Block) -> str:
-    if block.attention is None:
-        return "capture() was called with attention=False"
-    if not block.was_opened:
-        return NEVER_OPENED
-    return "; ".join(explain_attention(block.attention, block.model))
+def load(path: str | os.PathLike[str]) -> Captured:
+    """Read a capture that was saved. The model is not needed.
+
+    Only the index is read now. Values are read when they are used, each time anew, and held
+    against the hashes that were written with them.
+
+    Args:
+        path: The folder that `captured.save` made.
+    Returns:
+        The capture. What of it is damaged or missing is warned of, and told by `explain()`; the
+        rest can be read.
+    Raises:
+        NotAStoreError: There is none.
+    """
+    store = Store(path)
+    record = StoredCapture(store)
+    troubles = record.troubles()
+    annotations = Annotations()
+    try:
+        annotations = record.annotations()
+    except DamagedError as error:
+        troubles.append(str(error))
+    if troubles:
+        more = f" (and {len(troubles) - 1} more, by captured.explain())" if troubles[1:] else ""
+        notify(f"{troubles[0]}{more}")
+    return Captured(record, annotations)

@@ -12,11 +12,14 @@ __all__ = [
     "CaptureBudgetError",
     "CaptureWarning",
     "CodeReplacedError",
+    "DamagedError",
+    "ExportTooLargeError",
     "MapRefusedError",
     "MapTooLargeError",
     "MissingDependencyError",
     "ModelError",
     "NoGradientError",
+    "NotAStoreError",
     "NotInstrumentableError",
     "NotStepsError",
     "NotWeightsError",
@@ -27,6 +30,8 @@ __all__ = [
     "RewriteCheckError",
     "ShapeError",
     "SinkError",
+    "StoreExistsError",
+    "StoreWriteError",
     "TargetNotFoundError",
     "UnknownKeyError",
     "UnknownLocalError",
@@ -127,6 +132,26 @@ class NoGradientError(VisualizerError, RuntimeError):
 
 class OverwrittenError(VisualizerError, RuntimeError):
     """The program has written into the memory of a tensor that was kept by reference."""
+
+
+class StoreExistsError(VisualizerError, FileExistsError):
+    """There is a store already, or something else, where one was to be written."""
+
+
+class NotAStoreError(VisualizerError, FileNotFoundError):
+    """There is no store at that path, or one of a version that is not known."""
+
+
+class StoreWriteError(VisualizerError, OSError):
+    """A store can't be written, as where the disk is full; what was committed stays."""
+
+
+class DamagedError(VisualizerError, OSError):
+    """A unit of a store is missing, cut off or changed; the others can be read."""
+
+
+class ExportTooLargeError(VisualizerError, ValueError):
+    """An export would be larger than is sensible for its format."""
 
 
 class UnknownModuleError(VisualizerError, LookupError):

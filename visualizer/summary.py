@@ -15,7 +15,6 @@ from rich.text import Text
 from visualizer._block.budget import in_words
 from visualizer._block.entry import Entry
 from visualizer._block.views import AttentionView
-from visualizer._capture.snapshot import nbytes
 from visualizer.attention import AttentionMap
 
 __all__ = ["Row", "attention_rows", "entry_rows", "print_summary"]
@@ -56,7 +55,7 @@ def entry_rows(what: str, view: Mapping[str, Sequence[Entry]]) -> Iterator[Row]:
     for where, entries in view.items():
         if entries:
             shapes = [_shape(entry) for entry in entries]
-            size = sum(nbytes(entry.value) for entry in entries)
+            size = sum(entry.nbytes for entry in entries)
             yield Row(what, where or "(the model)", len(entries), _some(shapes), size)
 
 
@@ -72,13 +71,11 @@ def attention_rows(maps: AttentionView) -> Iterator[Row]:
 
 
 def _bytes(maps: Sequence[AttentionMap]) -> int:
-    tensors = (tensor for made in maps for tensor in _tensors(made.record))
-    storages = (tensor.untyped_storage() for tensor in tensors)
-    return sum({each.data_ptr(): each.nbytes() for each in storages}.values())
-
-
-def _tensors(record: Any) -> Any:
-    return record.tensors()
+    held: dict[Any, int] = {}
+    for made in maps:
+        record: Any = made.record  # that of a capture
+        held |= record.held()
+    return sum(held.values())
 
 
 def _merge(rows: Iterable[Row]) -> list[Row]:
@@ -111,7 +108,7 @@ def _table(rows: Sequence[Row], total: int) -> Table:
 
 def _shape(entry: Entry) -> str:
     if entry.shape is None:
-        return type(entry.value).__name__
+        return entry.type_name
     return f"{entry.dtype} {entry.shape}"
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor
 
 from visualizer._block.attention_gradient import CallGradient
+from visualizer._block.budget import storages
 from visualizer._block.places import Place
 from visualizer._intercept.observation import Held, Observation, QueryKeyObservation
 from visualizer._intercept.observers import Sighting
@@ -143,6 +145,10 @@ class AttentionRecord:
         if held is not None:
             return (*held.tensors, *self.gradient.tensors())
         return () if observation is None else (*observation.inputs(), *observation.results())
+
+    def held(self) -> dict[Any, int]:
+        """Return the bytes of what is kept, by place; what is shared has one."""
+        return storages(self.tensors())
 
     def settle(self) -> Held:
         """Make of the program's tensors what is kept.

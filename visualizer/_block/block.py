@@ -11,12 +11,14 @@ from torch import nn
 
 from visualizer._block.attention_tap import AttentionTap
 from visualizer._block.budget import Budget, in_words
+from visualizer._block.entry import Entry
 from visualizer._block.explanation import explain_attention, explain_function, explain_modules
-from visualizer._block.locals_tap import LocalsTap
+from visualizer._block.locals_tap import LocalsTap, TappedFunction
 from visualizer._block.modules_tap import ModulesTap
 from visualizer._block.options import Keep
 from visualizer._block.places import Places
 from visualizer._block.sites import Site, SiteRecorder, is_second_time
+from visualizer._block.wrappers import innermost
 from visualizer._capture.eager_stance import eager_stance
 from visualizer._intercept.observers import open_observer, shut_observer
 from visualizer.errors import CaptureBudgetError, MapRefusedError, VisualizerError
@@ -24,8 +26,11 @@ from visualizer.errors import CaptureBudgetError, MapRefusedError, VisualizerErr
 __all__ = ["Block"]
 
 
+_NEVER_OPENED = "the block was never entered: with capture(…) as captured: model(x)"
+
+
 class Block:
-    """One open capture: an `Observer`.
+    """One open capture: an `Observer`, and a `CaptureRecord`.
 
     Attributes:
         is_open: Between `open` and `close`.
@@ -60,6 +65,15 @@ class Block:
             else None
         )
         self._needs_eager = bool(locals) or bool(modules) or gradients
+        self.model_name = None if model is None else _name_of(innermost(model))
+        self.spec = {
+            "locals": {tapped.key: list(tapped.sites) for tapped in self.locals.functions},
+            "modules": self.modules.patterns,
+            "attention": attention,
+            "inputs": inputs,
+            "gradients": gradients,
+            "keep": [wanted.every, wanted.last, wanted.form],
+        }
         self.error: Exception | None = None
 
     def open(self) -> None:
@@ -110,8 +124,45 @@ class Block:
     def on_error(self, error: Exception) -> None:
         self.error = self.error or error.with_traceback(None)
 
+    @property
+    def functions(self) -> list[TappedFunction]:
+        """Of which locals are taken."""
+        return self.locals.functions
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are held; memory that is shared counts once."""
+        return self.budget.used
+
+    @property
+    def state(self) -> str:
+        """Whether it is open or closed."""
+        return "open" if self.is_open else "closed"
+
+    def outputs(self) -> dict[str, list[Entry]]:
+        """Return the outputs of modules, by path."""
+        return {path: tapped.output.entries for path, tapped in self.modules.modules.items()}
+
+    def inputs(self) -> dict[str, list[Entry]]:
+        """Return what modules were called with, by path."""
+        return {
+            path: tapped.input.entries
+            for path, tapped in self.modules.modules.items()
+            if tapped.input is not None
+        }
+
+    def why_no_attention(self) -> str:
+        """Say why there are no attention maps."""
+        if self.attention is None:
+            return "capture() was called with attention=False"
+        if not self.was_opened:
+            return _NEVER_OPENED
+        return "; ".join(explain_attention(self.attention, self.model))
+
     def explain(self) -> list[str]:
         """Say what was asked for and is not there, a sentence for each thing."""
+        if not self.was_opened:
+            return [_NEVER_OPENED]
         found = []
         if self.error is not None:
             found.append(f"recording raised {type(self.error).__name__}: {self.error}")
@@ -155,6 +206,10 @@ class Block:
         for tapped in self.modules.modules.values():
             sites += [tapped.output] if tapped.input is None else [tapped.output, tapped.input]
         return sites
+
+
+def _name_of(model: nn.Module) -> str:
+    return f"{type(model).__module__}:{type(model).__qualname__}"
 
 
 def _extend(troubles: list[str], remove: Callable[[], list[str]]) -> None:

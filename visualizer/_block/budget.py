@@ -8,10 +8,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from visualizer._capture.snapshot import nbytes
 from visualizer.errors import OutOfRangeError
 
-__all__ = ["Budget", "in_words"]
+__all__ = ["Budget", "in_words", "storages"]
 
 
 class HoldsTensors(Protocol):
@@ -51,26 +50,26 @@ class Budget:
         with self._lock:
             records = [record for record, _, _ in self._records.values()]
         return self._values + sum(
-            _storages(tensor for record in records for tensor in record.tensors()).values()
+            storages(tensor for record in records for tensor in record.tensors()).values()
         )
 
     def has_room(self, size: int) -> bool:
         """Tell whether so many bytes more are allowed."""
         return self.max_bytes is None or self._values + self._held + size <= self.max_bytes
 
-    def add_value(self, value: object) -> None:
-        """Count a copied value."""
+    def add_bytes(self, count: int) -> None:
+        """Count the bytes of a copied value."""
         with self._lock:
-            self._values += nbytes(value)
+            self._values += count
 
-    def drop_value(self, value: object) -> None:
-        """Count a copied value no more."""
+    def drop_bytes(self, count: int) -> None:
+        """Count them no more."""
         with self._lock:
-            self._values -= nbytes(value)
+            self._values -= count
 
     def new_bytes(self, tensors: Iterable[Tensor]) -> int:
         """Return how many bytes tensors would add."""
-        found = _storages(tensors)
+        found = storages(tensors)
         return sum(size for place, size in found.items() if place not in self._storages)
 
     def own_bytes(self, record: HoldsTensors) -> int:
@@ -87,7 +86,7 @@ class Budget:
             expected: Bytes that it will keep later.
         """
         with self._lock:
-            held = _storages(record.tensors())
+            held = storages(record.tensors())
             self._records[id(record)] = record, held, expected
             self._held += expected
             for place, size in held.items():
@@ -109,7 +108,8 @@ class Budget:
                     self._held -= size
 
 
-def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:
+def storages(tensors: Iterable[Tensor]) -> dict[int, int]:
+    """Return the bytes of the storages of tensors, by address."""
     found = {}
     for tensor in tensors:
         storage = tensor.untyped_storage()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,7 +39,9 @@ class Entry:
         step: Which forward of the root model it was, from 0; None outside of one.
         shape: The value's shape; None for what is no single array.
         dtype: The type it had in the program, as "bfloat16"; None for what is no single array.
-        value: An array, or numbers, lists, tuples and dicts of them, as `get_local` gives them.
+        type_name: What the value is, as "ndarray" or "tuple".
+        nbytes: Bytes of the arrays in it.
+        read: Returns the value.
     """
 
     kind: str
@@ -50,14 +53,25 @@ class Entry:
     step: int | None
     shape: tuple[int, ...] | None
     dtype: str | None
-    value: Any
+    type_name: str
+    nbytes: int
+    read: Callable[[], Any] = field(repr=False)
+
+    @property
+    def value(self) -> Any:
+        """An array, or numbers, lists, tuples and dicts of them, as `get_local` gives them.
+
+        That of a capture that was loaded is read from the disk each time.
+        """
+        return self.read()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
-        array = np.asarray(self.value, dtype=dtype)
-        return array.copy() if copy and array is self.value else array
+        value = self.value
+        array = np.asarray(value, dtype=dtype)
+        return array.copy() if copy and array is value else array
 
     def __repr__(self) -> str:
         what = self.variable if self.kind == "local" else self.kind
         where = self.module_path if self.module_path else self.function or "the model"
         size = "" if self.shape is None else f" {self.dtype}{list(self.shape)}"
-        return f"<{what} of {where}, call {self.call}:{size or ' ' + type(self.value).__name__}>"
+        return f"<{what} of {where}, call {self.call}:{size or f' {self.type_name}'}>"

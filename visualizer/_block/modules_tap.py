@@ -98,8 +98,8 @@ class ModulesTap:
             raise TypeError(
                 f"modules is {wanted!r}; expected paths or patterns, such as 'blocks.*'"
             )
-        self._patterns = [wanted] if isinstance(wanted, str) else list(wanted)
-        if self._patterns and not places.is_given:
+        self.patterns = [wanted] if isinstance(wanted, str) else list(wanted)
+        if self.patterns and not places.is_given:
             raise TypeError(
                 f"capture(modules={wanted!r}) needs the model whose modules these are: "
                 f"capture(model, modules={wanted!r})"
@@ -116,11 +116,11 @@ class ModulesTap:
 
     def _look_for_modules(self) -> None:
         """Find the modules that the patterns fit, by now."""
-        known = self._places.paths() if self._patterns else {}
+        known = self._places.paths() if self.patterns else {}
         self._known = frozenset(known)
         for tapped in self.modules.values():
             tapped.place = None
-        for pattern in self._patterns:
+        for pattern in self.patterns:
             with suppress(UnknownModuleError) if self._is_installed else nullcontext():
                 for path, layer in find_modules(pattern, known).layers.items():
                     self._add(path, known[path], layer)

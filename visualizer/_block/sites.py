@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from visualizer._block.budget import Budget, in_words
 from visualizer._block.entry import Entry
 from visualizer._block.options import Keep
 from visualizer._block.places import Place
+from visualizer._capture.device_copies import copies
 from visualizer._capture.snapshot import CannotRecordError, nbytes, snapshot
 from visualizer._capture.tensors import Obstacle, find_obstacle
 
@@ -93,23 +95,30 @@ class SiteRecorder:
             step=place.step,
             shape=getattr(kept, "shape", None),
             dtype=dtype if dtype is not None else _name_of_type(kept),
-            value=kept,
+            type_name=type(kept).__name__,
+            nbytes=nbytes(kept),
+            read=partial(_there, kept),
         )
         with self._lock:
             self._append(site, entry)
 
     def _append(self, site: Site, entry: Entry) -> None:
         before = site.entries[-1] if self._keep.last and site.entries else None
-        size = nbytes(entry.value)
-        freed = 0 if before is None else nbytes(before.value)
-        if not self._budget.has_room(size - freed):
-            site.over_budget = f"call {entry.call} would have added {in_words(size)}"
+        freed = 0 if before is None else before.nbytes
+        if not self._budget.has_room(entry.nbytes - freed):
+            site.over_budget = f"call {entry.call} would have added {in_words(entry.nbytes)}"
             return
         if before is not None:
-            self._budget.drop_value(before.value)
+            self._budget.drop_bytes(before.nbytes)
             site.entries.clear()
-        self._budget.add_value(entry.value)
+        self._budget.add_bytes(entry.nbytes)
         site.entries.append(entry)
+
+
+def _there(kept: Any) -> Any:
+    """Return a value, once its copies from a GPU are there."""
+    copies.wait()
+    return kept
 
 
 def is_second_time() -> bool:

@@ -4,16 +4,107 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, overload
+from typing import Any, Protocol, overload
 
-from visualizer._block.attention_tap import AttentionSite, AttentionTap
 from visualizer._block.entry import Entry
-from visualizer._block.locals_tap import TappedFunction
-from visualizer._block.modules_tap import TappedModule
 from visualizer.attention import AttentionMap, join_steps
 from visualizer.errors import AmbiguousKeyError, OutOfRangeError, UnknownKeyError
 
-__all__ = ["AttentionView", "FunctionView", "LocalsView", "ModulesView"]
+__all__ = [
+    "AttentionRecords",
+    "AttentionSite",
+    "AttentionView",
+    "CaptureRecord",
+    "FunctionRecord",
+    "FunctionView",
+    "LocalsView",
+    "ModulesView",
+    "SiteRecord",
+]
+
+
+class SiteRecord(Protocol):
+    """What was captured at one place."""
+
+    @property
+    def entries(self) -> list[Entry]: ...
+
+
+class FunctionRecord(Protocol):
+    """A function of which locals are taken.
+
+    Attributes:
+        qualname: Its `__qualname__`.
+        key: That, behind its module: "module:qualname".
+        sites: What was captured, by variable.
+    """
+
+    @property
+    def qualname(self) -> str: ...
+    @property
+    def key(self) -> str: ...
+    @property
+    def sites(self) -> Mapping[str, SiteRecord]: ...
+
+
+class AttentionSite(Protocol):
+    """A module that attends; `module_path` None is outside of any."""
+
+    @property
+    def module_path(self) -> str | None: ...
+    @property
+    def maps(self) -> list[AttentionMap]: ...
+
+
+class AttentionRecords(Protocol):
+    """The attention maps of a capture: in the order of the calls, and by module."""
+
+    @property
+    def maps(self) -> list[AttentionMap]: ...
+    @property
+    def sites(self) -> Sequence[AttentionSite]: ...
+
+
+class CaptureRecord(Protocol):
+    """What a capture holds: that of a block, or one that was loaded.
+
+    Attributes:
+        functions: Of which locals were taken.
+        attention: The attention maps; None if they were not asked for.
+        nbytes: Bytes that are held; memory that is shared counts once.
+        state: "open", "closed" or "loaded".
+        model_name: The model's class.
+        spec: What was asked for.
+    """
+
+    @property
+    def functions(self) -> Sequence[FunctionRecord]: ...
+    @property
+    def attention(self) -> AttentionRecords | None: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def model_name(self) -> str | None: ...
+    @property
+    def spec(self) -> Mapping[str, Any]: ...
+
+    def outputs(self) -> dict[str, list[Entry]]:
+        """Return the outputs of modules, by path."""
+        ...
+
+    def inputs(self) -> dict[str, list[Entry]]:
+        """Return what modules were called with, by path."""
+        ...
+
+    def explain(self) -> list[str]:
+        """Say what was asked for and is not there, a sentence for each thing."""
+        ...
+
+    def why_no_attention(self) -> str:
+        """Say why there are no attention maps."""
+        ...
 
 
 class _View(Mapping[str, Any]):
@@ -52,7 +143,7 @@ class _View(Mapping[str, Any]):
 class FunctionView(_View):
     """The captured locals of one function: `{variable: [entry, …]}`."""
 
-    def __init__(self, tapped: TappedFunction) -> None:
+    def __init__(self, tapped: FunctionRecord) -> None:
         self._tapped = tapped
         self._what = f"captured.locals[{tapped.qualname!r}]"
 
@@ -69,7 +160,7 @@ class LocalsView(_View):
 
     _what = "captured.locals"
 
-    def __init__(self, functions: Sequence[TappedFunction]) -> None:
+    def __init__(self, functions: Sequence[FunctionRecord]) -> None:
         self._functions = functions
 
     def _known(self) -> dict[str, FunctionView]:
@@ -104,28 +195,16 @@ class ModulesView(_View):
         return self._entries()
 
 
-def outputs_of(modules: Mapping[str, TappedModule]) -> dict[str, list[Entry]]:
-    """Return the outputs of modules."""
-    return {path: tapped.output.entries for path, tapped in modules.items()}
-
-
-def inputs_of(modules: Mapping[str, TappedModule]) -> dict[str, list[Entry]]:
-    """Return what modules were called with."""
-    return {
-        path: tapped.input.entries for path, tapped in modules.items() if tapped.input is not None
-    }
-
-
 class AttentionView(Sequence[AttentionMap]):
     """The captured attention maps: by number in the order of the calls, or by module path.
 
     Args:
-        tap: What recorded them; None if attention was not asked for.
+        records: They; None if attention was not asked for.
         explain: Says why there is nothing.
     """
 
-    def __init__(self, tap: AttentionTap | None, explain: Callable[[], str]) -> None:
-        self._tap = tap
+    def __init__(self, records: AttentionRecords | None, explain: Callable[[], str]) -> None:
+        self._records = records
         self._explain = explain
 
     @property
@@ -153,11 +232,11 @@ class AttentionView(Sequence[AttentionMap]):
         return join_steps(self._of_path(path), past=past, cross=cross)
 
     def _sites(self) -> list[AttentionSite]:
-        sites = [] if self._tap is None else self._tap.sites
+        sites = [] if self._records is None else self._records.sites
         return [site for site in sites if site.module_path is not None]
 
     def _maps(self) -> list[AttentionMap]:
-        return [] if self._tap is None else self._tap.maps
+        return [] if self._records is None else self._records.maps
 
     @overload
     def __getitem__(self, index: int) -> AttentionMap: ...

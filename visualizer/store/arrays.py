@@ -1,0 +1,113 @@
+"""numpy's arrays, as pieces and a recipe to put them together again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from visualizer.store.pieces import NATIVE, Piece
+
+__all__ = ["Fetch", "describe_array", "restore_array"]
+
+Fetch = Callable[[Mapping[str, Any]], NDArray[np.uint8]]
+"""Returns the bytes that a reference leads to."""
+Add = Callable[[Piece], Any]
+"""Has a piece written, and returns a reference to it."""
+
+_CHUNK = 2**18
+
+
+def describe_array(array: NDArray[Any], add: Add) -> dict[str, Any] | None:
+    """Return the recipe of an array without objects in it; None where there is none.
+
+    Args:
+        array: Of any type and layout.
+        add: Takes its pieces.
+    """
+    dtype = array.dtype
+    if dtype.hasobject:
+        return None
+    if dtype.kind == "V" and dtype.names is None and not dtype.name.startswith("void"):
+        array = array.astype(np.float32)  # bfloat16 of ml_dtypes, as get_local has it
+        dtype = array.dtype
+    order, dense = _dense(array)
+    node: dict[str, Any] = {"kind": "array", "dtype": dtype.name, "shape": list(array.shape)}
+    if order is not None:
+        node["order"] = order
+    if dtype.kind == "c" and dtype.itemsize == 16 and dtype.isnative:
+        node["as"], dense = "parts", dense.reshape(-1).view(np.float64)
+    elif not (dtype.isnative and dtype.name in NATIVE):
+        node["as"], node["dtype"] = "bytes", np.lib.format.dtype_to_descr(dtype)
+        dense = np.frombuffer(dense.tobytes(), np.uint8)
+    elif dtype == np.float32 and _fits_bfloat16(dense):
+        node["as"] = "bfloat16"
+        halves = (dense.reshape(-1).view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+        node["stored"] = _add(halves.reshape(dense.shape), add, "bfloat16")
+        return node
+    node["stored"] = _add(dense, add)
+    return node
+
+
+def _add(dense: NDArray[Any], add: Add, dtype: str | None = None) -> Any:
+    return add(Piece.of_array(dense, dtype)) if dense.nbytes else None
+
+
+def restore_array(node: Mapping[str, Any], fetch: Fetch) -> NDArray[Any]:
+    """Return the array of a recipe; it owns its memory.
+
+    Raises:
+        ValueError, TypeError, KeyError: No recipe of ours.
+        DamagedError: Its bytes are not what was written.
+    """
+    shape, order, how = tuple(node["shape"]), node.get("order"), node.get("as")
+    dtype = _read_dtype(node["dtype"])
+    stored = node["stored"]
+    raw = np.empty(0, np.uint8) if stored is None else fetch(stored)
+    if how == "bfloat16":
+        flat = raw.view(np.uint16).astype(np.uint32)
+        flat <<= np.uint32(16)
+        raw = flat.view(np.uint8)
+    flat = raw.view(dtype)
+    if order is None:
+        return flat.reshape(shape)
+    return flat.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
+
+
+def _dense(array: NDArray[Any]) -> tuple[list[int] | None, NDArray[Any]]:
+    """Return an array as it lies in memory, and the order of axes that this is."""
+    if array.flags.c_contiguous:
+        return None, array
+    order = sorted(range(array.ndim), key=lambda axis: -array.strides[axis])
+    turned = array.transpose(order)
+    if turned.flags.c_contiguous:
+        return order, turned
+    return None, np.ascontiguousarray(array)
+
+
+def _fits_bfloat16(dense: NDArray[Any]) -> bool:
+    """Tell whether all values are ones of bfloat16, as they are where it was widened."""
+    bits = dense.reshape(-1).view(np.uint32)
+    starts = (0, *range(1024, bits.size, _CHUNK))
+    ends = (1024, *(start + _CHUNK for start in starts[1:]))
+    return bits.size > 0 and not any(
+        (bits[start:end] & np.uint32(0xFFFF)).any() for start, end in zip(starts, ends, strict=True)
+    )
+
+
+def _read_dtype(written: Any) -> np.dtype[Any]:
+    """Return a type as `dtype_to_descr` wrote it, after JSON made lists of its tuples."""
+    if isinstance(written, list):
+        written = [_read_field(field) for field in written]
+    dtype = np.dtype(written)
+    if dtype.hasobject:
+        raise ValueError("arrays of objects are not stored as bytes")
+    return dtype
+
+
+def _read_field(field: list[Any]) -> tuple[Any, ...]:
+    name, written, *shape = field
+    name = tuple(name) if isinstance(name, list) else name
+    return (name, _read_dtype(written), *map(tuple, shape))

@@ -1,0 +1,98 @@
+"""Dense blocks of memory that are to be written, and where one was written."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import xxhash
+from numpy.typing import NDArray
+
+__all__ = ["NATIVE", "Piece", "Ref", "hash_of"]
+
+_INTEGERS = "bool uint8 uint16 uint32 uint64 int8 int16 int32 int64"
+_FLOATS = "float16 bfloat16 float32 float64 complex64"
+_FLOAT8 = "float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz float8_e8m0fnu"
+NATIVE = frozenset(f"{_INTEGERS} {_FLOATS} {_FLOAT8}".split())
+"""Types that safetensors has, by torch's name."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """A dense block of memory.
+
+    Attributes:
+        dtype: Its type, by torch's name.
+        shape: Its shape, in the order in which it lies in memory.
+        memory: What keeps it alive.
+        address: Where it begins; read once `wait` has returned.
+        nbytes: Its size.
+        wait: Waits until the values are there, as they come from a GPU; returns whether they are
+            those of when the piece was made.
+        release: Gives the memory back to whom it was borrowed from.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    memory: Any
+    address: int
+    nbytes: int
+    wait: Callable[[], bool] | None = None
+    release: Callable[[], None] | None = None
+
+    @classmethod
+    def of_array(cls, array: NDArray[Any], dtype: str | None = None) -> Piece:
+        """Return the memory of an array that is contiguous."""
+        address = array.__array_interface__["data"][0]
+        return cls(dtype or array.dtype.name, array.shape, array, address, array.nbytes)
+
+    def hash(self) -> str:
+        """Return the hash of the bytes as they are now."""
+        return hash_of((ctypes.c_char * self.nbytes).from_address(self.address))
+
+
+def hash_of(memory: Any) -> str:
+    """Return the xxh3_128 of bytes, as it stands in the index."""
+    return xxhash.xxh3_128_hexdigest(memory)
+
+
+@dataclass(slots=True, eq=False)
+class Ref:
+    """A piece, and its place in a shard once it was written.
+
+    Attributes:
+        piece: What is to be written; None once it was, or can't be.
+        digest: The hash of its bytes; None until it is computed.
+        facts: What stands in the index; empty until it was written.
+    """
+
+    piece: Piece | None
+    digest: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def settle(self, unit: int, key: str, at: int) -> None:
+        """Note where the piece was written, and let go of it."""
+        assert self.piece is not None
+        self.facts = {
+            "unit": unit,
+            "key": key,
+            "at": at,
+            "bytes": self.piece.nbytes,
+            "dtype": self.piece.dtype,
+            "shape": list(self.piece.shape),
+            "xxh3_128": self.digest,
+        }
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Let go of the memory."""
+        if self.piece is not None and self.piece.release is not None:
+            self.piece.release()
+        self.piece = None
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it was not written, and never will be."""
+        return self.piece is None and not self.facts

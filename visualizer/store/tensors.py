@@ -1,0 +1,202 @@
+"""torch's tensors of every kind, as pieces and a recipe to put them together again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visualizer.attention.unobserved import unobserved
+from visualizer.store.arrays import Add, Fetch
+from visualizer.store.device import piece_of
+from visualizer.store.pieces import NATIVE
+
+__all__ = ["describe_tensor", "restore_tensor"]
+
+_COMPRESSED = {
+    torch.sparse_csr: "sparse_csr",
+    torch.sparse_csc: "sparse_csc",
+    torch.sparse_bsr: "sparse_bsr",
+    torch.sparse_bsc: "sparse_bsc",
+}
+
+
+def describe_tensor(tensor: Tensor, add: Add) -> dict[str, Any] | None:
+    """Return the recipe of a tensor, without its graph; None where there is none.
+
+    Args:
+        tensor: Of any type, layout and device.
+        add: Takes its pieces.
+    """
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return None  # it stands for others
+    with unobserved(tensor.device.type):
+        plain = _plain(tensor)
+        return None if plain is None else _describe(plain, add)
+
+
+def _plain(tensor: Tensor) -> Tensor | None:
+    """Return a tensor without its graph and class; None if that class does more than name it."""
+    if type(tensor) in (Tensor, torch.nn.Parameter) or tensor.is_nested:
+        return tensor.detach()
+    if tensor.is_meta or type(tensor).__name__ == "FakeTensor":
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    if hasattr(tensor, "__tensor_flatten__") or type(tensor).__torch_dispatch__ is not (
+        Tensor.__torch_dispatch__
+    ):
+        return None
+    return tensor.detach().as_subclass(Tensor)
+
+
+def _describe(tensor: Tensor, add: Add) -> dict[str, Any]:
+    facts = {"kind": "tensor", "dtype": _name(tensor.dtype), "shape": _shape(tensor)}
+    if tensor.is_nested:
+        layout = "jagged" if tensor.layout is torch.jagged else "strided"
+        items = [_describe(item.detach(), add) for item in tensor.unbind()]
+        return {"kind": "tensor", "as": "nested", "layout": layout, "items": items}
+    if tensor.is_meta:
+        return {**facts, "as": "meta"}
+    facts["device"] = str(tensor.device)
+    for holds, describe in _KINDS:
+        if holds(tensor):
+            return {**facts, **describe(tensor, add)}
+    return {**facts, **_describe_dense(tensor, add)}
+
+
+def _describe_sparse(tensor: Tensor, add: Add) -> dict[str, Any]:
+    return {
+        "as": "sparse_coo",
+        "indices": _describe(tensor._indices(), add),
+        "values": _describe(tensor._values(), add),
+        "is_coalesced": tensor.is_coalesced(),
+    }
+
+
+def _describe_compressed(tensor: Tensor, add: Add) -> dict[str, Any]:
+    by_row = tensor.layout in (torch.sparse_csr, torch.sparse_bsr)
+    compressed = tensor.crow_indices() if by_row else tensor.ccol_indices()
+    plain = tensor.col_indices() if by_row else tensor.row_indices()
+    return {
+        "as": _COMPRESSED[tensor.layout],
+        "compressed": _describe(compressed, add),
+        "plain": _describe(plain, add),
+        "values": _describe(tensor.values(), add),
+    }
+
+
+def _describe_quantized(tensor: Tensor, add: Add) -> dict[str, Any]:
+    facts = {"as": "quantized", "integers": _describe(tensor.int_repr(), add)}
+    if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+        return {**facts, "scale": tensor.q_scale(), "zero_point": tensor.q_zero_point()}
+    return {
+        **facts,
+        "scale": _describe(tensor.q_per_channel_scales(), add),
+        "zero_point": _describe(tensor.q_per_channel_zero_points(), add),
+        "axis": tensor.q_per_channel_axis(),
+    }
+
+
+_KINDS: tuple[tuple[Callable[[Tensor], bool], Callable[[Tensor, Add], dict[str, Any]]], ...] = (
+    (lambda tensor: tensor.is_quantized, _describe_quantized),
+    (lambda tensor: tensor.layout is torch.sparse_coo, _describe_sparse),
+    (lambda tensor: tensor.layout in _COMPRESSED, _describe_compressed),
+)
+
+
+def _describe_dense(tensor: Tensor, add: Add) -> dict[str, Any]:
+    tensor = tensor.resolve_conj().resolve_neg()
+    node: dict[str, Any] = {}
+    for axis, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        if stride == 0 and size > 1:  # the same values along an axis are there once
+            tensor = tensor.narrow(axis, 0, 1)
+            node["expanded"] = True
+    if node:
+        node["single"] = _shape(tensor)
+    strides = tensor.stride()
+    order = sorted(range(tensor.ndim), key=lambda axis: -int(strides[axis]))
+    if order != list(range(tensor.ndim)):
+        node["order"] = order
+    dense = tensor.permute(order).contiguous()
+    if dense.dtype in (torch.complex128, torch.complex32):
+        node["as"], dense = "parts", torch.view_as_real(dense)
+    elif _name(dense.dtype) not in NATIVE:
+        node["as"], dense = "bytes", dense.reshape(-1).view(torch.uint8)
+    node["stored"] = add(piece_of(dense)) if dense.numel() else None
+    return node
+
+
+def restore_tensor(node: Mapping[str, Any], fetch: Fetch) -> Tensor:
+    """Return the tensor of a recipe, on the CPU.
+
+    Raises:
+        ValueError, TypeError, KeyError, RuntimeError, AttributeError: No recipe of ours.
+        DamagedError: Its bytes are not what was written.
+    """
+    how = node.get("as")
+    if how == "nested":
+        items = [restore_tensor(item, fetch) for item in node["items"]]
+        layout = torch.jagged if node["layout"] == "jagged" else torch.strided
+        return torch.nested.nested_tensor(items, layout=layout)
+    dtype = _read_dtype(node["dtype"])
+    if how == "meta":
+        return torch.empty(node["shape"], dtype=dtype, device="meta")
+    if how == "quantized":
+        return _restore_quantized(node, fetch)
+    if how is not None and how.startswith("sparse"):
+        return _restore_sparse(node, fetch)
+    return _restore_dense(node, dtype, fetch)
+
+
+def _restore_dense(node: Mapping[str, Any], dtype: torch.dtype, fetch: Fetch) -> Tensor:
+    shape = node.get("single", node["shape"])
+    order = node.get("order", list(range(len(shape))))
+    physical = [shape[axis] for axis in order]
+    if node["stored"] is None:
+        flat = torch.empty(0, dtype=dtype)
+    else:
+        flat = torch.from_numpy(fetch(node["stored"])).view(dtype)
+    dense = flat.reshape(physical)
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return dense.permute(back).expand(node["shape"])
+
+
+def _restore_sparse(node: Mapping[str, Any], fetch: Fetch) -> Tensor:
+    """Return a sparse tensor; torch checks that its indices lie within it."""
+    values, size = restore_tensor(node["values"], fetch), node["shape"]
+    if node["as"] == "sparse_coo":
+        indices = restore_tensor(node["indices"], fetch)
+        made = torch.sparse_coo_tensor(indices, values, size, check_invariants=True)
+        return made._coalesced_(node["is_coalesced"])
+    return torch.sparse_compressed_tensor(
+        restore_tensor(node["compressed"], fetch),
+        restore_tensor(node["plain"], fetch),
+        values,
+        size,
+        layout=next(layout for layout, name in _COMPRESSED.items() if name == node["as"]),
+        check_invariants=True,
+    )
+
+
+def _restore_quantized(node: Mapping[str, Any], fetch: Fetch) -> Tensor:
+    integers = restore_tensor(node["integers"], fetch)
+    if "axis" not in node:
+        return torch._make_per_tensor_quantized_tensor(integers, node["scale"], node["zero_point"])
+    scales, points = (restore_tensor(node[name], fetch) for name in ("scale", "zero_point"))
+    return torch._make_per_channel_quantized_tensor(integers, scales, points, node["axis"])
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _read_dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name)
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"{name} is no type of tensors")
+    return dtype
+
+
+def _shape(tensor: Tensor) -> list[int]:
+    return list(tensor.shape)
