@@ -12,12 +12,20 @@ from torch import nn
 
 from visualizer._block.annotations import Annotations
 from visualizer._block.block import Block
+from visualizer._block.options import Keep
 from visualizer._block.views import AttentionView, CaptureRecord, LocalsView, ModulesView
 from visualizer._capture.notices import notify
-from visualizer.errors import CaptureWarning, DamagedError, ShapeError
+from visualizer.errors import (
+    CaptureWarning,
+    DamagedError,
+    ShapeError,
+    StoreWriteError,
+    VisualizerError,
+)
 from visualizer.store.captures import StoredCapture
 from visualizer.store.reader import Store
 from visualizer.store.saving import Saving, raise_errors, save_capture
+from visualizer.store.spilling import Spill
 from visualizer.summary import attention_rows, entry_rows, print_summary
 
 __all__ = ["Annotations", "Captured", "capture", "load"]
@@ -33,6 +41,8 @@ def capture(
     gradients: bool = False,
     keep: Any = "auto",
     max_bytes: int | None = None,
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
 ) -> Captured:
     """Take values out of what runs inside a with-block, without a change to any code.
 
@@ -53,7 +63,10 @@ def capture(
             query, computed at once) or "weights" (the model's own map, where it computes one). A
             tuple for both.
         max_bytes: How many bytes may be held. A site that would pass it stops; leaving the block
-            then raises.
+            then raises. With `out`, how many may wait to be written: the model waits then.
+        out: A folder that everything is written to while the block runs, as by `Captured.save`:
+            values are not kept in memory, but read from there. Leaving the block waits for it.
+        overwrite: Replace what was saved there before, once this is whole.
     Returns:
         A context manager, in which and after which the captured values are read.
     Raises:
@@ -64,6 +77,8 @@ def capture(
         OutOfRangeError: Options that mean nothing.
         CaptureBudgetError: On leaving the block: `max_bytes` was reached.
         MapRefusedError: On leaving the block: a map disagrees with the model's output.
+        StoreExistsError: On entering it: there is something at `out` already.
+        StoreWriteError: On entering or leaving it: `out` can't be written to.
 
     Example:
         >>> import torch
@@ -88,6 +103,13 @@ def capture(
             "capture(gradients=True, attention=False) has nothing to take gradients of: they are "
             "those of attention maps"
         )
+    if out is not None and (gradients or Keep.of(keep).last):
+        raise TypeError(
+            "capture(out=…) writes values while the block runs, so that it can have neither "
+            "gradients, which come later, nor keep='last'. Capture without out=, and then "
+            "captured.save(…)"
+        )
+    spill = None if out is None else Spill(out, overwrite=overwrite, max_bytes=max_bytes)
     block = Block(
         model,
         locals=locals or {},
@@ -96,9 +118,10 @@ def capture(
         inputs=inputs,
         gradients=gradients,
         keep=keep,
-        max_bytes=max_bytes,
+        max_bytes=max_bytes if spill is None else None,
+        sink=spill,
     )
-    return Captured(block)
+    return Captured(block, spill=spill)
 
 
 class Captured:
@@ -113,8 +136,14 @@ class Captured:
         annotations: What `annotate` was told.
     """
 
-    def __init__(self, record: CaptureRecord, annotations: Annotations | None = None) -> None:
-        self._record = record
+    def __init__(
+        self,
+        record: CaptureRecord,
+        annotations: Annotations | None = None,
+        *,
+        spill: Spill | None = None,
+    ) -> None:
+        self._record, self._spill = record, spill
         self.locals = LocalsView(record.functions)
         self.modules = ModulesView("captured.modules", record.outputs)
         self.inputs = ModulesView("captured.inputs", record.inputs)
@@ -134,7 +163,14 @@ class Captured:
                 "for another one"
             )
         raise_errors()
-        block.open()
+        if self._spill is not None:
+            self._spill.open(block)
+        try:
+            block.open()
+        except BaseException:
+            if self._spill is not None:
+                self._spill.abandon()
+            raise
         return self
 
     def __exit__(
@@ -146,7 +182,7 @@ class Captured:
         block = self._record
         assert isinstance(block, Block)
         troubles = block.close()
-        failure = block.find_failure()
+        failure = self._finish_spilling() or block.find_failure()
         if error is None and failure is not None:
             for trouble in troubles:
                 failure.add_note(trouble)
@@ -154,6 +190,14 @@ class Captured:
         with suppress(CaptureWarning) if error is not None else nullcontext():
             for message in [*troubles, *([] if failure is None else [str(failure)])]:
                 notify(message)  # last, since a warning may have been made an error
+
+    def _finish_spilling(self) -> VisualizerError | None:
+        try:
+            if self._spill is not None:
+                self._spill.close(self._record, self.annotations)
+        except StoreWriteError as error:
+            return error
+        return None
 
     @property
     def nbytes(self) -> int:

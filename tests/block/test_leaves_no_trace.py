@@ -457,7 +457,7 @@ def test_the_model_and_the_capture_are_collected() -> None:
     del model
     gc.collect()
     assert [ref() for ref in watched] == [None, None]
-    ends = [weakref.ref(captured), weakref.ref(captured._block), weakref.ref(other._block)]
+    ends = [weakref.ref(captured), weakref.ref(captured._record), weakref.ref(other._record)]
     del captured, other
     gc.collect()
     assert [ref() for ref in ends] == [None, None, None]

@@ -16,6 +16,7 @@ from visualizer._block.attention_record import AttentionRecord, Versions
 from visualizer._block.budget import Budget, in_words
 from visualizer._block.options import Keep
 from visualizer._block.places import Place, Places
+from visualizer._block.sink import ValueSink
 from visualizer._block.wrappers import spots
 from visualizer._intercept.checkpoints import Checkpoints
 from visualizer._intercept.holding import is_cache, pins_more
@@ -98,9 +99,15 @@ class AttentionTap:
     """
 
     def __init__(
-        self, places: Places, keep: Keep, budget: Budget, *, gradients: bool = False
+        self,
+        places: Places,
+        keep: Keep,
+        budget: Budget,
+        *,
+        gradients: bool = False,
+        sink: ValueSink | None = None,
     ) -> None:
-        self._places, self._keep, self._budget = places, keep, budget
+        self._places, self._keep, self._budget, self._sink = places, keep, budget, sink
         self.gradients = gradients
         self._maps: list[AttentionMap] = []
         self._sites: dict[tuple[int, str | None], AttentionSite] = {}
@@ -150,7 +157,7 @@ class AttentionTap:
         What is new among the waiting is held against the output.
         """
         troubles = self._patches.remove()
-        if self._waiting and self._has_new():
+        if self._waiting and (self._sink is not None or self._has_new()):
             self.catch_up()
         for site, record in self._compared_on_device:
             if record.confirmed is False and site.refused is None:
@@ -317,6 +324,12 @@ class AttentionTap:
             _compared.add(seen.kind)
 
     def _append(self, site: AttentionSite, record: AttentionRecord) -> None:
+        if self._sink is not None:
+            made = AttentionMap(record)
+            self._sink.put_map(made, list(self._sites.values()).index(site))
+            site.maps.append(made)
+            self._maps.append(made)
+            return
         before = site.maps[-1] if self._keep.last and site.maps else None
         if self._budget.max_bytes is not None:
             size = self._budget.new_bytes(record.tensors()) + record.gradient.expected_bytes

@@ -17,6 +17,7 @@ from visualizer._block.locals_tap import LocalsTap, TappedFunction
 from visualizer._block.modules_tap import ModulesTap
 from visualizer._block.options import Keep
 from visualizer._block.places import Places
+from visualizer._block.sink import ValueSink
 from visualizer._block.sites import Site, SiteRecorder, is_second_time
 from visualizer._block.wrappers import innermost
 from visualizer._capture.eager_stance import eager_stance
@@ -50,17 +51,19 @@ class Block:
         gradients: bool,
         keep: Any,
         max_bytes: int | None,
+        sink: ValueSink | None = None,
     ) -> None:
         wanted = Keep.of(keep)
         self.is_open = self.was_opened = False
         self.budget = Budget(max_bytes)
         self._model = None if model is None else weakref.ref(model)
         self._places = Places(model)
-        recorder = SiteRecorder(wanted, self.budget)
+        recorder = SiteRecorder(wanted, self.budget, sink)
+        self._sink = sink
         self.modules = ModulesTap(modules, self._places, recorder, inputs=inputs)
         self.locals = LocalsTap(locals, self, self._places, recorder)
         self.attention = (
-            AttentionTap(self._places, wanted, self.budget, gradients=gradients)
+            AttentionTap(self._places, wanted, self.budget, gradients=gradients, sink=sink)
             if attention
             else None
         )
@@ -132,7 +135,7 @@ class Block:
     @property
     def nbytes(self) -> int:
         """Bytes that are held; memory that is shared counts once."""
-        return self.budget.used
+        return self.budget.used + (0 if self._sink is None else self._sink.nbytes)
 
     @property
     def state(self) -> str:

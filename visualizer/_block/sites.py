@@ -13,6 +13,7 @@ from visualizer._block.budget import Budget, in_words
 from visualizer._block.entry import Entry
 from visualizer._block.options import Keep
 from visualizer._block.places import Place
+from visualizer._block.sink import ValueSink
 from visualizer._capture.device_copies import copies
 from visualizer._capture.snapshot import CannotRecordError, nbytes, snapshot
 from visualizer._capture.tensors import Obstacle, find_obstacle
@@ -54,11 +55,16 @@ class Site:
 
 
 class SiteRecorder:
-    """Copies values and keeps them, as far as that is wanted and allowed."""
+    """Copies values and keeps them, as far as that is wanted and allowed.
 
-    def __init__(self, keep: Keep, budget: Budget) -> None:
-        self._keep = keep
-        self._budget = budget
+    Args:
+        keep: Which calls.
+        budget: Counts the bytes.
+        sink: Where values go instead of memory.
+    """
+
+    def __init__(self, keep: Keep, budget: Budget, sink: ValueSink | None = None) -> None:
+        self._keep, self._budget, self._sink = keep, budget, sink
         self._lock = threading.RLock()
 
     def begin(self, site: Site) -> int:
@@ -103,6 +109,9 @@ class SiteRecorder:
             self._append(site, entry)
 
     def _append(self, site: Site, entry: Entry) -> None:
+        if self._sink is not None:
+            site.entries.append(self._sink.put(entry))
+            return
         before = site.entries[-1] if self._keep.last and site.entries else None
         freed = 0 if before is None else before.nbytes
         if not self._budget.has_room(entry.nbytes - freed):

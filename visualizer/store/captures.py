@@ -17,7 +17,7 @@ from visualizer.store.reader import Store
 from visualizer.store.saved_maps import Recent, StoredMap, row_of_map
 from visualizer.store.writer import StoreWriter
 
-__all__ = ["StoredCapture", "write_capture"]
+__all__ = ["StoredCapture", "row_of_capture", "row_of_entry", "size_of_map", "write_capture"]
 
 
 def write_capture(writer: StoreWriter, record: CaptureRecord, annotations: Annotations) -> None:
@@ -41,7 +41,7 @@ def write_capture(writer: StoreWriter, record: CaptureRecord, annotations: Annot
         place = {id(made): number for number, site in enumerate(sites) for made in site.maps}
         for made in attention.maps:
             site = place.get(id(made), -1)
-            writer.add_later(_size(made), partial(row_of_map, made, site))
+            writer.add_later(size_of_map(made), partial(row_of_map, made, site))
     writer.add(row_of_capture(record, annotations, paths, explained))
 
 
@@ -57,7 +57,8 @@ def _entries(record: CaptureRecord) -> list[Entry]:
     return found
 
 
-def _size(made: AttentionMap) -> int:
+def size_of_map(made: AttentionMap) -> int:
+    """Return the bytes of what a captured map is computed from."""
     record: Any = made.record  # that of a capture
     return sum(record.held().values())
 

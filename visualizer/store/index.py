@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from visualizer.errors import DamagedError
@@ -12,7 +12,7 @@ from visualizer.store.layout import unit_name
 from visualizer.store.pieces import Ref, hash_of
 from visualizer.store.shards import Written
 
-__all__ = ["Row", "UnitIndex", "parse_index", "parse_sealed", "render_index", "seal"]
+__all__ = ["Row", "UnitIndex", "as_read", "parse_index", "parse_sealed", "render_index", "seal"]
 
 SCHEMA = 1
 """The version of what is written. Another one is not read."""
@@ -105,6 +105,11 @@ def _facts_of(value: Any) -> Any:
     if isinstance(value, Ref):
         return value.facts
     raise TypeError(f"{type(value).__name__} does not belong into an index")
+
+
+def as_read(row: Row) -> Row:
+    """Return a row that was written as it is when it is read."""
+    return replace(row, value=json.loads(_dump(row.value)))
 
 
 def seal(lines: Sequence[str]) -> bytes:

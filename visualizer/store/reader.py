@@ -42,6 +42,7 @@ class Store:
 
     Args:
         path: Its folder.
+        generation: Which writing of it; None is the one that counts.
     Raises:
         NotAStoreError: There is none, or one of another version.
 
@@ -53,13 +54,13 @@ class Store:
         is_whole: Whether writing it came to its end, and all units are there.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, generation: int | None = None) -> None:
         self.layout = Layout(Path(os.path.expanduser(os.fspath(path))).absolute())
         if not self.layout.is_there():
             raise NotAStoreError(_why_none(self.layout))
         self.damages: list[Damage] = []
         self.about = self._read_about()
-        self.units = self._read_units()
+        self.units = self._read_units(generation)
         expected = self.about.get("units")
         self.is_whole = expected is not None and set(expected) == set(self.units)
 
@@ -140,11 +141,12 @@ class Store:
             )
         return dict(about)
 
-    def _read_units(self) -> dict[int, UnitIndex]:
+    def _read_units(self, generation: int | None) -> dict[int, UnitIndex]:
         found = {}
         layout, expected = self.layout, self.about.get("units")
-        listed = layout.units_in(layout.index) if expected is None else expected
-        numbers = [number for number in listed if is_unit(number)]
+        if expected is None or generation not in (None, self.about.get("generation")):
+            expected = layout.units_in(layout.index)
+        numbers = [number for number in expected if is_unit(number)]
         for number in numbers:
             try:
                 found[number] = parse_index(layout.index_of(number).read_bytes(), number)
@@ -153,8 +155,9 @@ class Store:
             except (OSError, DamagedError) as error:
                 self._note(number, str(error))
         generations = {unit.generation for unit in found.values()}
-        current = self.about.get("generation", min(generations, default=1))
-        return {number: unit for number, unit in found.items() if unit.generation == current}
+        if generation is None:
+            generation = self.about.get("generation", min(generations, default=1))
+        return {number: unit for number, unit in found.items() if unit.generation == generation}
 
     def _note(self, unit: int, what: str) -> None:
         self.damages.append(Damage(unit, what))

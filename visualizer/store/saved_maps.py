@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -14,7 +14,6 @@ from visualizer.attention import AttentionCall, AttentionMap, Mask, OutputGradie
 from visualizer.attention.picks import Shape
 from visualizer.errors import MapRefusedError, NoGradientError, VisualizerError
 from visualizer.store.index import Row
-from visualizer.store.reader import Store
 from visualizer.store.verify import refs_in
 
 __all__ = ["Recent", "StoredMap", "row_of_map"]
@@ -128,6 +127,14 @@ class Recent:
             return self._found[key][0]
 
 
+class Decodes(Protocol):
+    """A store, whole or still being written."""
+
+    def decode(self, tree: Any) -> Any:
+        """Return the value of a tree."""
+        ...
+
+
 class StoredMap:
     """An attention call in a store: a `MapRecord`. Its tensors are read when they are needed.
 
@@ -143,7 +150,7 @@ class StoredMap:
         site: The place of its module among those that attended.
     """
 
-    def __init__(self, store: Store, row: Row, recent: Recent) -> None:
+    def __init__(self, store: Decodes, row: Row, recent: Recent) -> None:
         self._store, self._row, self._recent = store, row, recent
         self._facts: Mapping[str, Any] = row.facts or {}
         batch, head, query, key = row.shape or (0, 0, 0, 0)

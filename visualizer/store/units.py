@@ -10,13 +10,37 @@ from pathlib import Path
 from typing import Any
 
 from visualizer.store.durable import Owner, sync_file, sync_folder
-from visualizer.store.index import Row, render_index, seal
+from visualizer.store.index import Row, as_read, render_index, seal
 from visualizer.store.layout import Layout
 from visualizer.store.pieces import Piece, Ref
 from visualizer.store.shards import Written, key_of, write_shard
 from visualizer.store.values import encode
 
-__all__ = ["Content", "Final", "Unit", "commit", "render_about"]
+__all__ = ["Content", "Final", "OnWritten", "Unit", "commit", "render_about"]
+
+
+OnWritten = Callable[[Row], None]
+"""Is told a row that is on the disk, as one that was read would be."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Added:
+    """A row of a unit.
+
+    Attributes:
+        row: It, with references in its tree.
+        refs: They.
+        on_written: Is told the row once it is on the disk.
+    """
+
+    row: Row
+    refs: list[Ref]
+    on_written: OnWritten | None
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether a part of it was not written, and never will be."""
+        return any(ref.is_lost for ref in self.refs)
 
 
 @dataclass(slots=True, eq=False)
@@ -28,7 +52,7 @@ class Unit:
         generation: Which writing of the store it belongs to.
         is_guarded: Whether others may write to the memory before it is on the disk. Then it is
             hashed again.
-        rows: Its values, and the references in each.
+        rows: Its values.
         refs: The pieces of memory that it writes.
         nbytes: Their bytes.
         later: What makes further rows, when the unit is written.
@@ -37,17 +61,18 @@ class Unit:
     number: int
     generation: int
     is_guarded: bool = False
-    rows: list[tuple[Row, list[Ref]]] = field(default_factory=list)
+    rows: list[Added] = field(default_factory=list)
     refs: list[Ref] = field(default_factory=list)
     nbytes: int = 0
-    later: list[Callable[[], Row]] = field(default_factory=list)
+    later: list[tuple[Callable[[], Row], OnWritten | None]] = field(default_factory=list)
 
-    def add(self, row: Row, known: dict[Content, Ref]) -> None:
+    def add(self, row: Row, known: dict[Content, Ref], on_written: OnWritten | None = None) -> None:
         """Add a value.
 
         Args:
             row: Its facts, with the value itself in the place of its tree.
             known: What was added before, here or to other units; the same bytes are written once.
+            on_written: Is told the row once it is on the disk.
         """
         found: list[Ref] = []
 
@@ -56,17 +81,21 @@ class Unit:
             found.append(ref)
             return ref
 
-        self.rows.append((replace(row, value=encode(row.value, add_piece)), found))
+        tree = encode(row.value, add_piece)
+        self.rows.append(Added(replace(row, value=tree), found, on_written))
 
-    def add_later(self, nbytes: int, make: Callable[[], Row]) -> None:
+    def add_later(
+        self, nbytes: int, make: Callable[[], Row], on_written: OnWritten | None = None
+    ) -> None:
         """Add a value that is made when the unit is written."""
-        self.later.append(make)
+        self.later.append((make, on_written))
         self.nbytes += nbytes
 
     def make_rows(self, known: dict[Content, Ref]) -> None:
         """Make the rows that wait for that."""
         while self.later:
-            self.add(self.later.pop(0)(), known)
+            make, on_written = self.later.pop(0)
+            self.add(make(), known, on_written)
 
     def _find(self, piece: Piece, known: dict[Content, Ref]) -> Ref:
         ref = Ref(piece, piece.hash() if piece.wait is None else None)  # not there yet: a GPU's
@@ -119,7 +148,7 @@ def commit(layout: Layout, owner: Owner, unit: Unit, final: Final | None = None)
     about = owner.folder / layout.about.name
     try:
         written, changed = _write_tensors(shard, unit)
-        rows = [row for row, _ in unit.rows]
+        rows = [added.row for added in unit.rows]
         index.write_bytes(render_index(unit.number, unit.generation, written, rows))
         if written is not None:
             shard.chmod(owner.mode)
@@ -144,6 +173,9 @@ def commit(layout: Layout, owner: Owner, unit: Unit, final: Final | None = None)
         raise
     finally:
         unit.let_go()
+    for added in unit.rows:
+        if added.on_written is not None:
+            added.on_written(as_read(added.row))
     return changed
 
 
@@ -165,15 +197,14 @@ def _write_tensors(shard: Path, unit: Unit) -> tuple[Written | None, list[Row]]:
     while True:
         if unit.is_guarded:
             _let_go_of_changed(unit.refs)
-        left_out = [row for row, refs in unit.rows if any(ref.is_lost for ref in refs)]
+        left_out = [added.row for added in unit.rows if added.is_lost]
         pieces = [(ref, ref.piece) for ref in unit.refs if ref.piece is not None]
         for ref, piece in pieces:
             ref.digest = ref.digest or piece.hash()
         written = write_shard(shard, [piece for _, piece in pieces]) if pieces else None
         if not (unit.is_guarded and _let_go_of_changed(unit.refs)):
             break
-    if left_out:
-        unit.rows = [(row, refs) for row, refs in unit.rows if row not in left_out]
+    unit.rows = [added for added in unit.rows if not added.is_lost]
     for number, (ref, _) in enumerate(pieces):
         assert written is not None
         ref.settle(unit.number, key_of(number), written.offsets[key_of(number)])

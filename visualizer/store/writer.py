@@ -26,7 +26,7 @@ from visualizer.store.index import Row, parse_index, parse_sealed
 from visualizer.store.layout import Layout
 from visualizer.store.pieces import Ref, hash_of
 from visualizer.store.queue import queue
-from visualizer.store.units import Content, Final, Unit, commit, render_about
+from visualizer.store.units import Content, Final, OnWritten, Unit, commit, render_about
 
 __all__ = ["UNIT_BYTES", "StoreWriter"]
 
@@ -70,6 +70,7 @@ class StoreWriter:
         self._layout = Layout(Path(os.path.expanduser(os.fspath(path))).absolute())
         self._is_in_background, self._is_guarded = is_in_background, is_guarded
         self._max_bytes = max_bytes
+        self._unit_bytes = UNIT_BYTES if max_bytes is None else min(UNIT_BYTES, max_bytes // 2)
         self._known: dict[Content, Ref] = {}
         self._futures: list[Future[None]] = []
         self._changed: list[Row] = []
@@ -88,39 +89,48 @@ class StoreWriter:
         _open_writers.add(self)
 
     @property
+    def generation(self) -> int:
+        """Which writing of the store this is."""
+        return self._generation
+
+    @property
     def path(self) -> Path:
         """The store's folder."""
         return self._layout.root
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Row, on_written: OnWritten | None = None) -> None:
         """Add a value.
 
         Args:
             row: Its facts, with the value itself as `value`.
+            on_written: Is told the row once it is on the disk, by the thread that wrote it.
         Raises:
             StoreWriteError: Writing failed, now or before.
         """
         with self._lock:
             self._check_open()
-            self._unit.add(row, self._known)
-            if self._unit.nbytes >= UNIT_BYTES:
+            self._unit.add(row, self._known, on_written)
+            if self._unit.nbytes >= self._unit_bytes:
                 self._write_unit(None)
 
-    def add_later(self, nbytes: int, make: Callable[[], Row]) -> None:
+    def add_later(
+        self, nbytes: int, make: Callable[[], Row], on_written: OnWritten | None = None
+    ) -> None:
         """Add a value that is made when it is written, in the background if that is where.
 
         Args:
             nbytes: About how much it has.
             make: Returns it. Never raises.
+            on_written: As for `add`.
         Raises:
             StoreWriteError: Writing failed, now or before.
         """
         if not self._is_in_background:
-            return self.add(make())
+            return self.add(make(), on_written)
         with self._lock:
             self._check_open()
-            self._unit.add_later(nbytes, make)
-            if self._unit.nbytes >= UNIT_BYTES:
+            self._unit.add_later(nbytes, make, on_written)
+            if self._unit.nbytes >= self._unit_bytes:
                 self._write_unit(None)
         return None
 
