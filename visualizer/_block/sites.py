@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 
 from visualizer._block.budget import Budget, in_words
 from visualizer._block.entry import Entry
+from visualizer._block.kept import Kept
 from visualizer._block.options import Keep
 from visualizer._block.places import Place
 from visualizer._block.sink import ValueSink
-from visualizer._capture.device_copies import copies
 from visualizer._capture.snapshot import CannotRecordError, nbytes, snapshot
 from visualizer._capture.tensors import Obstacle, find_obstacle
 
@@ -103,7 +102,7 @@ class SiteRecorder:
             dtype=dtype if dtype is not None else _name_of_type(kept),
             type_name=type(kept).__name__,
             nbytes=nbytes(kept),
-            read=partial(_there, kept),
+            read=Kept(kept),
         )
         with self._lock:
             self._append(site, entry)
@@ -122,12 +121,6 @@ class SiteRecorder:
             site.entries.clear()
         self._budget.add_bytes(entry.nbytes)
         site.entries.append(entry)
-
-
-def _there(kept: Any) -> Any:
-    """Return a value, once its copies from a GPU are there."""
-    copies.wait()
-    return kept
 
 
 def is_second_time() -> bool:
