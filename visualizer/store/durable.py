@@ -52,11 +52,15 @@ class Owner:
         with _locked(tmp / "lock"):
             alive = _sweep(tmp)
             if is_alone and alive:
-                raise BlockingIOError(f"another process is writing to {tmp.parent}")
+                raise BlockingIOError(f"somebody else is writing to {tmp.parent}")
             self.folder.mkdir()
-            self._descriptor: int | None = os.open(
-                self.folder / "owner", os.O_CREAT | os.O_RDWR, 0o666
-            )
+            try:
+                self._descriptor: int | None = os.open(
+                    self.folder / "owner", os.O_CREAT | os.O_RDWR, 0o666
+                )
+            except OSError:
+                self.folder.rmdir()
+                raise
             _lock(self._descriptor, "LOCK_NB")
         _owners.add(self)
         self.mode = os.fstat(self._descriptor).st_mode & 0o777

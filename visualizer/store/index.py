@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from visualizer.errors import DamagedError
@@ -57,6 +58,13 @@ class Row:
 
 
 _FIELDS = frozenset(field.name for field in fields(Row))
+_TYPES: dict[str, type] = {
+    **dict.fromkeys(("kind", "function", "variable", "module_path"), str),
+    **dict.fromkeys(("dtype", "type_name", "placement"), str),
+    **dict.fromkeys(("layer", "call", "step", "nbytes", "rank"), int),
+    **dict.fromkeys(("shape", "samples"), list),
+    "facts": dict,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +123,12 @@ def as_read(row: Row) -> Row:
 def seal(lines: Sequence[str]) -> bytes:
     """Return lines with one behind them that has their number and their hash."""
     text = "".join(f"{line}\n" for line in lines).encode()
-    last = json.dumps({"lines": len(lines), "xxh3_128": hash_of(text)}, separators=(",", ":"))
-    return text + f"{last}\n".encode()
+    return text + _seal_of(text)
+
+
+def _seal_of(text: bytes) -> bytes:
+    facts = {"lines": text.count(b"\n"), "xxh3_128": hash_of(text)}
+    return f"{json.dumps(facts, separators=(',', ':'))}\n".encode()
 
 
 def parse_sealed(text: bytes, name: str) -> list[Any]:
@@ -129,25 +141,29 @@ def parse_sealed(text: bytes, name: str) -> list[Any]:
         DamagedError: They are not as they were written.
     """
     end = text.rfind(b"\n", 0, len(text) - 1) + 1
-    try:
-        last = json.loads(text[end:])
-        whole = text.endswith(b"\n") and last["xxh3_128"] == hash_of(text[:end])
-    except (ValueError, TypeError, KeyError):
-        whole = False
-    if not whole:
+    if text[end:] != _seal_of(text[:end]):
         raise DamagedError(f"{name} was changed or cut off after it was written")
-    return [json.loads(line) for line in text[:end].splitlines()]
+    try:
+        return [json.loads(line) for line in text[:end].splitlines()]
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{name} has lines that are not JSON: {error}") from error
 
 
-def parse_index(text: bytes, unit: int) -> UnitIndex:
+def parse_index(text: bytes, unit: int, file: Path | None = None) -> UnitIndex:
     """Return what the index of a unit says.
+
+    Args:
+        text: As `render_index` returned it.
+        unit: Which one it should be of.
+        file: Where it is, for messages.
 
     Raises:
         DamagedError: It was changed or cut off, or is another unit's.
     """
-    name = f"the index of unit {unit_name(unit)}"
-    first, *rows = parse_sealed(text, name)
+    name = f"the index of unit {unit_name(unit)}" if file is None else str(file)
+    lines = parse_sealed(text, name)
     try:
+        first, *rows = lines
         if first["visualizer"] != SCHEMA:
             raise DamagedError(
                 f"{name} has version {first['visualizer']} of the format, and this is a "
@@ -155,22 +171,33 @@ def parse_index(text: bytes, unit: int) -> UnitIndex:
             )
         if first["unit"] != unit:
             raise DamagedError(f"{name} is that of another unit, {unit_name(first['unit'])}")
+        sizes = [_checked(first[name], int) for name in ("shard_bytes", "header_bytes")]
+        if min(sizes) < 0:
+            raise ValueError(f"{min(sizes)} is no size of a file")
         return UnitIndex(
             unit,
-            first["generation"],
-            first["shard_bytes"],
-            first["header_bytes"],
-            first["header_hash"],
+            _checked(first["generation"], int),
+            sizes[0],
+            sizes[1],
+            _checked(first["header_hash"], str),
             tuple(_read_row(row) for row in rows),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedError(f"{name} has lines that are no rows: {error}") from error
 
 
 def _read_row(row: Mapping[str, Any]) -> Row:
     """Return a row; what a later version added is left out."""
-    return Row(**{name: fact for name, fact in row.items() if name in _FIELDS}, **_no_value(row))
+    facts = {name: fact for name, fact in row.items() if name in _FIELDS}
+    for name, kind in _TYPES.items():
+        if name in facts:
+            _checked(facts[name], kind)
+    for size in facts.get("shape", ()):
+        _checked(size, int)
+    return Row(**{"value": None, **facts})
 
 
-def _no_value(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {} if "value" in row else {"value": None}
+def _checked(value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise TypeError(f"{value!r} is no {kind.__name__} that was written")
+    return value

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from visualizer.errors import DamagedError
 
-__all__ = ["Layout", "unit_name"]
+__all__ = ["Layout", "is_unit", "open_file", "unit_name"]
 
 _UNIT = re.compile(r"u(\d{8})\.(?:safetensors|jsonl)")
 _MOST_UNITS = 10**8
@@ -67,7 +68,7 @@ class Layout:
         """Return the units that have a file in a folder."""
         try:
             names = os.listdir(folder)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         found = (_UNIT.fullmatch(name) for name in names)
         return sorted(int(match.group(1)) for match in found if match is not None)
@@ -76,7 +77,24 @@ class Layout:
         """Tell whether there is something of a store, whole or not."""
         return self.about.exists() or bool(self.units_in(self.index) or self.units_in(self.shards))
 
-    def check_inside(self, file: Path, unit: int) -> None:
+    def is_beginning(self, entry: Path) -> bool:
+        """Tell whether an entry of the root is what a writer leaves that was killed at once."""
+        if entry in (self.shards, self.index):
+            return entry.is_dir() and not any(entry.iterdir())
+        return entry == self.tmp
+
+    def read(self, file: Path, unit: int | None = None) -> bytes:
+        """Return what a small file of the store holds.
+
+        Raises:
+            OSError: It can't be read.
+            DamagedError: It is no file, or a link that leads elsewhere.
+        """
+        self.check_inside(file, unit)
+        with open(open_file(file), "rb") as opened:
+            return opened.read()
+
+    def check_inside(self, file: Path, unit: int | None) -> None:
         """Make sure that a file lies in the store's folder, also if it is a link.
 
         Raises:
@@ -84,10 +102,26 @@ class Layout:
         """
         root = os.path.realpath(self.root)
         if os.path.commonpath([root, os.path.realpath(file)]) != root:
+            whose = "" if unit is None else f" of unit {unit_name(unit)}"
             raise DamagedError(
-                f"{file} of unit {unit_name(unit)} is a link that leads out of the store {root}; "
-                f"it is not followed. Put the file itself there"
+                f"{file}{whose} is a link that leads out of the store {root}; it is not followed. "
+                f"Put the file itself there"
             )
+
+
+def open_file(path: Path) -> int:
+    """Open a file to be read, and return its descriptor; a pipe in its place is not waited for.
+
+    Raises:
+        OSError: It can't be opened.
+        DamagedError: It is a folder, a pipe or a device.
+    """
+    flags = getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, os.O_RDONLY | flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DamagedError(f"{path} is no file")
+    return descriptor
 
 
 def is_unit(value: object) -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing import util
 
-__all__ = ["WriteQueue", "queue"]
+__all__ = ["WriteQueue", "at_exit", "queue"]
 
 
 class WriteQueue:
@@ -75,3 +78,29 @@ def _do_now(work: Callable[[], None]) -> Future[None]:
 queue = WriteQueue()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=queue.forget)
+
+
+_at_exit: list[Callable[[], None]] = []
+
+
+def at_exit(function: Callable[[], None]) -> None:
+    """Have something done at a normal exit; what it raises is told on stderr."""
+    _at_exit.append(function)
+
+
+def _run_at_exit() -> None:
+    for function in _at_exit:
+        try:
+            function()
+        except Exception as error:
+            print(f"visualizer: {error}", file=sys.stderr)
+
+
+def _register(_: object = None) -> None:
+    """Register with the children of multiprocessing, too, which know nothing of atexit."""
+    util.Finalize(None, _run_at_exit, exitpriority=0)
+
+
+atexit.register(_run_at_exit)
+_register()
+util.register_after_fork(_run_at_exit, _register)

@@ -18,7 +18,12 @@ from visualizer.store.pieces import hash_of
 from visualizer.store.shards import read_slice
 from visualizer.store.values import decode
 
-__all__ = ["Damage", "Store"]
+__all__ = ["Damage", "Place", "Store"]
+
+Place = tuple[int, int, int, str]
+"""Bytes in a shard: the unit, where they begin, how many they are, and their hash."""
+
+_PLACE = ("unit", "at", "bytes", "xxh3_128")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +64,13 @@ class Store:
         if not self.layout.is_there():
             raise NotAStoreError(_why_none(self.layout))
         self.damages: list[Damage] = []
-        self.about = self._read_about()
-        self.units = self._read_units(generation)
+        while True:
+            sealed = self._read_sealed()
+            self.damages.clear()
+            self.about = self._read_about()
+            self.units = self._read_units(generation)
+            if not self.damages or self._read_sealed() == sealed:
+                break  # or else it was replaced in the middle of this
         expected = self.about.get("units")
         self.is_whole = expected is not None and set(expected) == set(self.units)
 
@@ -103,68 +113,167 @@ class Store:
         Raises:
             DamagedError: They are not what was written, or there are none.
         """
-        unit, at, nbytes = ref["unit"], ref["at"], ref["bytes"]
-        if not (is_unit(unit) and type(at) is type(nbytes) is int and at >= 0 and nbytes >= 0):
+        unit, at, nbytes, digest = self.place_of(ref)
+        file = self.layout.shard(unit)
+        try:
+            self.layout.check_inside(file, unit)
+            found = read_slice(file, at, nbytes)
+        except DamagedError as error:
+            self._check_current(error)
+            raise DamagedError(
+                f"unit {unit_name(unit)} is damaged: {error}. {self._advice}"
+            ) from error
+        if hash_of(found) != digest:
+            self._check_current(None)
+            raise DamagedError(
+                f"unit {unit_name(unit)} is damaged: bytes {at} to {at + nbytes} of {file} are not "
+                f"what was written (its hash differs). {self._advice}"
+            )
+        return found
+
+    def place_of(self, ref: Mapping[str, Any]) -> Place:
+        """Return where the bytes of a reference are, and their hash.
+
+        Raises:
+            DamagedError: It leads nowhere.
+        """
+        found: list[Any] = [ref.get(name) for name in _PLACE]
+        unit, at, nbytes, digest = found
+        is_place = type(at) is type(nbytes) is int and at >= 0 and nbytes >= 0
+        if not (is_unit(unit) and is_place and isinstance(digest, str)):
             raise DamagedError(f"a row of {self.layout.root} leads to no place in a unit: {ref}")
         if unit not in self.units:
             raise DamagedError(
                 f"unit {unit_name(unit)} of {self.layout.root} is missing or damaged, which has a "
                 f"part of this value; visualizer verify says more"
             )
-        file = self.layout.shard(unit)
-        self.layout.check_inside(file, unit)
         if at + nbytes > self.units[unit].shard_bytes:
-            raise DamagedError(f"a row of {self.layout.root} leads behind the end of {file}")
-        found = read_slice(file, at, nbytes)
-        if hash_of(found) != ref["xxh3_128"]:
             raise DamagedError(
-                f"unit {unit_name(unit)} is damaged: bytes {at} to {at + nbytes} of {file} are not "
-                f"what was written (its hash differs). Other values can be read; visualizer verify "
-                f"{self.layout.root} lists what can't"
+                f"a row of {self.layout.root} leads behind the end of {self.layout.shard(unit)}"
             )
-        return found
+        return unit, at, nbytes, digest
+
+    @property
+    def was_replaced(self) -> bool:
+        """Whether another store stands in this one's place by now."""
+        try:
+            (about,) = parse_sealed(self.layout.read(self.layout.about), "store.json")
+            return bool(about["generation"] != self.about["generation"])
+        except (OSError, ValueError, TypeError, KeyError):
+            return False
+
+    def _check_current(self, cause: Exception | None) -> None:
+        if self.was_replaced:
+            raise DamagedError(
+                f"{self.layout.root} was overwritten after it was loaded, and what it held then is "
+                f"no longer there; visualizer.load it again"
+            ) from cause
+
+    @property
+    def _advice(self) -> str:
+        return f"Other values can be read; visualizer verify {self.layout.root} lists what can't"
+
+    def _read_sealed(self) -> bytes | None:
+        try:
+            return self.layout.read(self.layout.about)
+        except OSError:
+            return None
 
     def _read_about(self) -> dict[str, Any]:
+        file = self.layout.about
         try:
-            (about,) = parse_sealed(self.layout.about.read_bytes(), "store.json")
+            about = _parse_about(self.layout.read(file), file)
         except FileNotFoundError:
-            self.damages.append(Damage(None, f"{self.layout.about} is missing"))
+            self._note(None, f"{file} is missing")
             return {}
-        except (OSError, DamagedError, ValueError) as error:
-            self.damages.append(Damage(None, f"{self.layout.about} can't be read: {error}"))
+        except DamagedError as error:
+            self._note(None, str(error))
             return {}
-        if about.get("visualizer_store") != SCHEMA:
+        except OSError as error:
+            self._note(None, f"{file} can't be read: {error.strerror}")
+            return {}
+        if about["visualizer_store"] != SCHEMA:
             raise NotAStoreError(
-                f"{self.layout.root} has version {about.get('visualizer_store')} of the format, "
+                f"{self.layout.root} has version {about['visualizer_store']} of the format, "
                 f"and this visualizer reads version {SCHEMA}; install the one that wrote it: "
                 f"{about.get('libraries')}"
             )
-        return dict(about)
+        return about
 
     def _read_units(self, generation: int | None) -> dict[int, UnitIndex]:
-        found = {}
         layout, expected = self.layout, self.about.get("units")
-        if expected is None or generation not in (None, self.about.get("generation")):
-            expected = layout.units_in(layout.index)
-        numbers = [number for number in expected if is_unit(number)]
-        for number in numbers:
-            try:
-                found[number] = parse_index(layout.index_of(number).read_bytes(), number)
-            except FileNotFoundError:
-                self._note(number, f"{layout.index_of(number)} is missing")
-            except (OSError, DamagedError) as error:
-                self._note(number, str(error))
+        if generation not in (None, self.about.get("generation")):
+            expected = None
+        listed = layout.units_in(layout.index) if expected is None else expected
+        read = ((number, self._read_unit(number)) for number in listed)
+        found = {number: unit for number, unit in read if unit is not None}
         generations = {unit.generation for unit in found.values()}
         if generation is None:
             generation = self.about.get("generation", min(generations, default=1))
-        return {number: unit for number, unit in found.items() if unit.generation == generation}
+        ours = {number: unit for number, unit in found.items() if unit.generation == generation}
+        if expected is not None:
+            for number in found.keys() - ours.keys():
+                self._note(number, f"{layout.index_of(number)} belongs to another writing")
+        for unit in ours.values():
+            self._check_shard(unit)
+        return ours
 
-    def _note(self, unit: int, what: str) -> None:
+    def _read_unit(self, number: int) -> UnitIndex | None:
+        file = self.layout.index_of(number)
+        try:
+            return parse_index(self.layout.read(file, number), number, file)
+        except FileNotFoundError:
+            aside = self.layout.quarantine / file.name
+            self._note(
+                number, f"{file} is missing" + (f", and in {aside}" if aside.exists() else "")
+            )
+        except DamagedError as error:
+            self._note(number, str(error))
+        except OSError as error:
+            self._note(number, f"{file} can't be read: {error.strerror}")
+        return None
+
+    def _check_shard(self, unit: UnitIndex) -> None:
+        """Note a shard that is missing, or has another size; what is in it may still be right."""
+        file = self.layout.shard(unit.unit)
+        if unit.shard_bytes == 0:
+            return
+        try:
+            self.layout.check_inside(file, unit.unit)
+            size = file.stat().st_size
+        except DamagedError as error:
+            self._note(unit.unit, str(error))
+        except OSError as error:
+            self._note(unit.unit, f"{file} is missing: {error.strerror}")
+        else:
+            if size != unit.shard_bytes:
+                self._note(unit.unit, f"{file} has {size} bytes; {unit.shard_bytes} were written")
+
+    def _note(self, unit: int | None, what: str) -> None:
         self.damages.append(Damage(unit, what))
+
+
+def _parse_about(text: bytes, file: Path) -> dict[str, Any]:
+    """Return what store.json says.
+
+    Raises:
+        DamagedError: It is not what was written.
+    """
+    lines = parse_sealed(text, str(file))
+    about = lines[0] if len(lines) == 1 else None
+    if not isinstance(about, dict) or "visualizer_store" not in about:
+        raise DamagedError(f"{file} is not what was written: it is another file")
+    units = about.get("units")
+    is_list = units is None or (isinstance(units, list) and all(map(is_unit, units)))
+    if not is_list or type(about.get("generation")) is not int:
+        raise DamagedError(f"{file} is not what was written: it lists no units")
+    return about
 
 
 def _why_none(layout: Layout) -> str:
     root = layout.root
+    if root.is_file():
+        return f"{root} is a file; visualizer.load takes the folder that captured.save(…) made"
     if not root.exists():
         return f"there is no {root}; visualizer.load takes the folder that captured.save(…) made"
     if (root / "store").is_dir():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
 import sys
@@ -13,6 +12,7 @@ from visualizer._block.annotations import Annotations
 from visualizer._block.views import CaptureRecord
 from visualizer.errors import OverwrittenError, StoreWriteError
 from visualizer.store.captures import write_capture
+from visualizer.store.queue import at_exit
 from visualizer.store.writer import StoreWriter
 
 __all__ = ["Saving", "raise_errors", "save_capture"]
@@ -83,10 +83,10 @@ def save_capture(
     )
     try:
         write_capture(writer, record, annotations)
+        writer.finish()
     except BaseException:
         writer.abandon()
         raise
-    writer.finish()
     saving = Saving(writer)
     if background:
         with _lock:
@@ -117,6 +117,6 @@ def _wait_for_all() -> None:
             print(f"visualizer: {error}", file=sys.stderr)
 
 
-atexit.register(_wait_for_all)
+at_exit(_wait_for_all)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_unseen.clear)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, TensorSpec, serialize_file
 
 from visualizer.errors import DamagedError
+from visualizer.store.layout import open_file
 from visualizer.store.pieces import Piece, hash_of
 
-__all__ = ["Written", "hash_slice", "key_of", "read_slice", "write_shard"]
+__all__ = ["Written", "hash_slices", "key_of", "read_slice", "write_shard"]
 
 _CHUNK = 16 * 2**20
 
@@ -89,35 +91,70 @@ def read_slice(path: Path, at: int, nbytes: int) -> NDArray[np.uint8]:
     Raises:
         DamagedError: The file is missing, or ends before.
     """
-    buffer = np.empty(nbytes, np.uint8)
+    with _opened(path) as descriptor:
+        size = os.fstat(descriptor).st_size
+        if size < at + nbytes:  # before there is memory for what a wrong index says
+            raise _cut_off(path, size, at + nbytes)
+        buffer = np.empty(nbytes, np.uint8)
+        try:
+            _read_into(descriptor, buffer.data, at)
+        except EOFError:
+            raise _cut_off(path, os.fstat(descriptor).st_size, at + nbytes) from None
+    return buffer
+
+
+def hash_slices(path: Path, places: Iterable[tuple[int, int]]) -> Iterator[str | None]:
+    """Yield the hashes of parts of a file, which is read some megabytes at a time.
+
+    Args:
+        path: The file.
+        places: Where each part begins, and its size, in bytes.
+    Yields:
+        None for a part that can't be read.
+    Raises:
+        DamagedError: The file can't be opened.
+    """
+    buffer = memoryview(bytearray(_CHUNK))
+    with _opened(path) as descriptor:
+        size = os.fstat(descriptor).st_size
+        for at, nbytes in places:
+            digest = xxhash.xxh3_128()
+            try:
+                if size < at + nbytes:
+                    raise EOFError
+                for start in range(at, at + nbytes, _CHUNK):
+                    part = buffer[: min(_CHUNK, at + nbytes - start)]
+                    _read_into(descriptor, part, start)
+                    digest.update(part)
+            except (EOFError, OSError):
+                yield None
+            else:
+                yield digest.hexdigest()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """Open a shard; what the system says of it is that it is damaged."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        descriptor = open_file(path)
+    except DamagedError:
+        raise
     except OSError as error:
         raise DamagedError(f"{path} can't be opened: {error.strerror}") from error
     try:
-        _read_into(descriptor, buffer.data, at)
-    except EOFError:
-        size = os.fstat(descriptor).st_size
-        raise DamagedError(
-            f"{path} was cut off: it has {size} bytes, and should have {at + nbytes} at least"
-        ) from None
+        yield descriptor
+    except DamagedError:
+        raise
     except OSError as error:
         raise DamagedError(f"{path} can't be read: {error.strerror}") from error
     finally:
         os.close(descriptor)
-    return buffer
 
 
-def hash_slice(path: Path, at: int, nbytes: int) -> str:
-    """Return the hash of some bytes of a file, read some at a time.
-
-    Raises:
-        DamagedError: The file is missing, or ends before.
-    """
-    digest = xxhash.xxh3_128()
-    for start in range(at, at + nbytes, _CHUNK):
-        digest.update(read_slice(path, start, min(_CHUNK, at + nbytes - start)).data)
-    return digest.hexdigest()
+def _cut_off(path: Path, size: int, expected: int) -> DamagedError:
+    return DamagedError(
+        f"{path} was cut off: it has {size} bytes, and should have {expected} at least"
+    )
 
 
 def _read_into(descriptor: int, buffer: memoryview, at: int) -> None:

@@ -133,6 +133,8 @@ class Final:
 def commit(layout: Layout, owner: Owner, unit: Unit, final: Final | None = None) -> list[Row]:
     """Write a unit. When this returns, it survives a crash; when it raises, there is none of it.
 
+    (But where the last thing failed, the root's fsync, there may be all of it.)
+
     Args:
         layout: Of the store.
         owner: The writer.
@@ -146,6 +148,7 @@ def commit(layout: Layout, owner: Owner, unit: Unit, final: Final | None = None)
     shard = owner.folder / layout.shard(unit.number).name
     index = owner.folder / layout.index_of(unit.number).name
     about = owner.folder / layout.about.name
+    made = [about, index, shard]
     try:
         written, changed = _write_tensors(shard, unit)
         rows = [added.row for added in unit.rows]
@@ -158,16 +161,18 @@ def commit(layout: Layout, owner: Owner, unit: Unit, final: Final | None = None)
             about.write_bytes(render_about(final.about, final.units))
             sync_file(about)
         if written is not None:
+            made.append(layout.shard(unit.number))
             shard.replace(layout.shard(unit.number))
             sync_folder(layout.shards)
+        made.insert(0, layout.index_of(unit.number))
         index.replace(layout.index_of(unit.number))  # from here on the unit is there
-        if final is not None:
-            about.replace(layout.about)
         sync_folder(layout.index)
         if final is not None:
+            made.clear()  # for what store.json lists is not removed
+            about.replace(layout.about)
             sync_folder(layout.root)
     except BaseException:
-        for file in (shard, index, about):
+        for file in made:
             with contextlib.suppress(OSError):
                 file.unlink(missing_ok=True)
         raise

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from visualizer.errors import DamagedError
+from visualizer.errors import DamagedError, StoreWriteError
 from visualizer.store.durable import sync_folder
 from visualizer.store.index import Row, UnitIndex
-from visualizer.store.reader import Damage, Store
-from visualizer.store.shards import hash_slice
+from visualizer.store.layout import unit_name
+from visualizer.store.reader import Damage, Place, Store
+from visualizer.store.shards import hash_slices
 
 __all__ = ["Report", "name_of", "verify"]
 
@@ -62,47 +63,88 @@ def verify(path: str | os.PathLike[str], *, quarantine: bool = False) -> Report:
 
     Args:
         path: Its folder.
-        quarantine: Move damaged units into the store's `quarantine/`.
+        quarantine: Move damaged units into the store's `quarantine/`, whole; `lost` has all that
+            they held.
     Returns:
         What is wrong, by unit; `report.ok` where nothing is.
     Raises:
         NotAStoreError: There is no store.
+        StoreWriteError: A unit can't be put aside.
     """
-    store = Store(path)
-    damages = list(store.damages)
-    digests: dict[tuple[int, int, int], str | None] = {}
-    for unit in store.units.values():
-        try:
-            _check_shard(store, unit)
-        except DamagedError as error:
-            damages.append(Damage(unit.unit, str(error)))
-            continue
-        bad = [ref for ref in _refs_of_unit(unit) if not _is_intact(store, ref, digests)]
-        if bad:
-            file = store.layout.shard(unit.unit)
-            where = ", ".join(f"{ref['at']} to {ref['at'] + ref['bytes']}" for ref in bad[:3])
-            more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
-            what = f"bytes {where}{more} of {file} are not what was written"
-            damages.append(Damage(unit.unit, what))
-    broken = {damage.unit for damage in damages if damage.unit is not None}
-    lost = [
-        name_of(row)
-        for row in store.rows
-        if any(_is_lost(store, ref, broken, digests) for ref in refs_in(row.value))
-    ]
+    while True:
+        store = Store(path)
+        damages, intact, lost = _check(store)
+        if not damages or not store.was_replaced:
+            break  # or else it was replaced in the middle of this
     if quarantine:
-        for number in sorted(broken):
+        aside = {damage.unit for damage in damages if damage.unit is not None}
+        lost += [
+            name_of(row)
+            for unit in store.units.values()
+            for row in unit.rows
+            if unit.unit in aside or any(ref.get("unit") in aside for ref in refs_in(row.value))
+        ]
+        for number in sorted(aside):
             _put_aside(store, number)
-    tensors = sum(1 for digest in digests.values() if digest is not None)
     return Report(
         store.layout.root,
         store.is_whole,
         len(store.units),
-        tensors,
+        intact,
         store.nbytes,
         tuple(damages),
         tuple(dict.fromkeys(lost)),
     )
+
+
+def _check(store: Store) -> tuple[list[Damage], int, list[str]]:
+    """Return what is damaged, how many tensors are not, and the values that can't be read."""
+    found = [Damage(damage.unit, damage.what) for damage in store.damages]
+    places: dict[int, set[Place]] = {}
+    for row in store.rows:
+        for place in _places(store, row):
+            if place is not None:
+                places.setdefault(place[0], set()).add(place)
+    bad: set[Place | None] = {None}
+    for unit in store.units.values():
+        broken, what = _check_shard(store, unit, sorted(places.get(unit.unit, ())))
+        bad |= broken
+        found += [Damage(unit.unit, each) for each in what]
+    known = {damage.unit for damage in found}
+    lost = []
+    for unit in store.units.values():
+        for row in unit.rows:
+            if not bad.isdisjoint(_places(store, row)):
+                lost.append(name_of(row))
+                if known.isdisjoint(_units_of(row)) and unit.unit not in known:
+                    index = store.layout.index_of(unit.unit)
+                    found.append(Damage(unit.unit, f"{index} has a row that leads nowhere"))
+                    known.add(unit.unit)
+    return _by_unit(found), sum(map(len, places.values())) - len(bad) + 1, lost
+
+
+def _places(store: Store, row: Row) -> set[Place | None]:
+    """Return where the parts of a value are; None is one of them if one leads nowhere."""
+    found: set[Place | None] = set()
+    for ref in refs_in(row.value):
+        try:
+            found.add(store.place_of(ref))
+        except DamagedError:
+            found.add(None)
+    return found
+
+
+def _units_of(row: Row) -> set[int | None]:
+    named = (ref.get("unit") for ref in refs_in(row.value))
+    return {unit for unit in named if type(unit) is int}
+
+
+def _by_unit(damages: list[Damage]) -> list[Damage]:
+    """Put together what is said of the same unit."""
+    found: dict[int | None, list[str]] = {}
+    for damage in damages:
+        found.setdefault(damage.unit, []).append(damage.what)
+    return [Damage(unit, "; ".join(dict.fromkeys(what))) for unit, what in found.items()]
 
 
 def refs_in(tree: Any) -> Iterator[Mapping[str, Any]]:
@@ -119,55 +161,28 @@ def refs_in(tree: Any) -> Iterator[Mapping[str, Any]]:
                 waiting.extend(node.values())
 
 
-def _refs_of_unit(unit: UnitIndex) -> Iterator[Mapping[str, Any]]:
-    """Yield the references of a unit's rows to its own shard."""
-    for row in unit.rows:
-        for ref in refs_in(row.value):
-            if ref.get("unit") == unit.unit:
-                yield ref
-
-
-def _check_shard(store: Store, unit: UnitIndex) -> None:
-    """Make sure that a shard is there, with its size and its header."""
+def _check_shard(
+    store: Store, unit: UnitIndex, places: list[Place]
+) -> tuple[set[Place], list[str]]:
+    """Return which tensors of a shard are not what was written, and what is to be said of it."""
     if unit.shard_bytes == 0:
-        return
-    file = store.layout.shard(unit.unit)
-    store.layout.check_inside(file, unit.unit)
+        return set(places), []
+    file, what = store.layout.shard(unit.unit), []
     try:
-        size = file.stat().st_size
-    except OSError as error:
-        raise DamagedError(f"{file} is missing: {error.strerror}") from None
-    if size != unit.shard_bytes:
-        raise DamagedError(f"{file} has {size} bytes; {unit.shard_bytes} were written")
-    if hash_slice(file, 0, unit.header_bytes) != unit.header_hash:
-        raise DamagedError(f"the header of {file} is not what was written")
-
-
-def _is_intact(
-    store: Store, ref: Mapping[str, Any], digests: dict[tuple[int, int, int], str | None]
-) -> bool:
-    place = (ref["unit"], ref["at"], ref["bytes"])
-    if place not in digests:
-        try:
-            digests[place] = hash_slice(store.layout.shard(ref["unit"]), ref["at"], ref["bytes"])
-        except DamagedError:
-            digests[place] = None
-    return digests[place] == ref["xxh3_128"]
-
-
-def _is_lost(
-    store: Store,
-    ref: Mapping[str, Any],
-    broken: set[int],
-    digests: Mapping[tuple[int, int, int], str | None],
-) -> bool:
-    """Tell whether a value's part can't be read."""
-    if ref["unit"] not in store.units:
-        return True
-    place = (ref["unit"], ref["at"], ref["bytes"])
-    if place in digests:
-        return digests[place] != ref["xxh3_128"]
-    return ref["unit"] in broken  # a shard that was not read any further
+        store.layout.check_inside(file, unit.unit)
+        parts = [(0, unit.header_bytes), *((at, nbytes) for _, at, nbytes, _ in places)]
+        header, *digests = hash_slices(file, parts)
+    except DamagedError as error:
+        return set(places), [str(error)]
+    if header != unit.header_hash:
+        what.append(f"the header of {file} is not what was written")
+    checked = zip(places, digests, strict=True)
+    bad = [place for place, digest in checked if digest != place[3]]
+    if bad:
+        where = ", ".join(f"{at} to {at + nbytes}" for _, at, nbytes, _ in bad[:3])
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        what.append(f"bytes {where}{more} of {file} are not what was written")
+    return set(bad), what
 
 
 def name_of(row: Row) -> str:
@@ -181,9 +196,15 @@ def name_of(row: Row) -> str:
 
 def _put_aside(store: Store, number: int) -> None:
     layout = store.layout
-    layout.quarantine.mkdir(exist_ok=True)
-    for file in (layout.index_of(number), layout.shard(number)):
-        if file.exists():
-            file.replace(layout.quarantine / file.name)
-    for folder in (layout.index, layout.shards, layout.quarantine):
-        sync_folder(folder)
+    try:
+        layout.quarantine.mkdir(exist_ok=True)
+        for file in (layout.index_of(number), layout.shard(number)):
+            if os.path.lexists(file):
+                file.replace(layout.quarantine / file.name)
+        for folder in (layout.index, layout.shards, layout.quarantine):
+            if folder.is_dir():
+                sync_folder(folder)
+    except OSError as error:
+        raise StoreWriteError(
+            f"unit {unit_name(number)} can't be put aside into {layout.quarantine}: {error}"
+        ) from error

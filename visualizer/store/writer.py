@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import json
 import os
@@ -15,18 +14,18 @@ from types import TracebackType
 from typing import Any
 
 from visualizer.errors import (
-    DamagedError,
     OverwrittenError,
     StoreExistsError,
     StoreWriteError,
 )
+from visualizer.store.beginning import announce, check_place, make_folders, next_place, own
 from visualizer.store.device import Moment, begin_after, moment
-from visualizer.store.durable import Owner, sync_folder
-from visualizer.store.index import Row, parse_index, parse_sealed
+from visualizer.store.durable import sync_file, sync_folder
+from visualizer.store.index import Row
 from visualizer.store.layout import Layout
 from visualizer.store.pieces import Ref, hash_of
-from visualizer.store.queue import queue
-from visualizer.store.units import Content, Final, OnWritten, Unit, commit, render_about
+from visualizer.store.queue import at_exit, queue
+from visualizer.store.units import Content, Final, OnWritten, Unit, commit
 
 __all__ = ["UNIT_BYTES", "StoreWriter"]
 
@@ -74,17 +73,23 @@ class StoreWriter:
         self._known: dict[Content, Ref] = {}
         self._futures: list[Future[None]] = []
         self._changed: list[Row] = []
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
         self._is_closed = False
         self._lock = threading.RLock()
         with self._writing():
-            self._generation, first = _prepare(self._layout, overwrite)
-            self._about = _about(model, spec, self._generation)
-            self._units: list[int] = []
-            self._unit = Unit(first, self._generation, is_guarded)
-            self._owner = _own(self._layout)
-            if self._generation == 1:
-                _announce(self._layout, self._about)
+            self._new_in = make_folders(self._layout, overwrite)
+            self._owner = own(self._layout)
+            try:
+                check_place(self._layout, overwrite)  # who wrote meanwhile is done now
+                self._generation, first = next_place(self._layout)
+                self._about = _about(model, spec, self._generation)
+                if self._generation == 1:
+                    announce(self._layout, self._owner, self._about)
+            except BaseException:
+                self._owner.release()
+                raise
+        self._units: list[int] = []
+        self._unit = Unit(first, self._generation, is_guarded)
         self._pid = os.getpid()
         _open_writers.add(self)
 
@@ -142,10 +147,16 @@ class StoreWriter:
             OverwrittenError: Values were changed before they were written, and are left out.
         """
         self.finish()
-        self.wait()
+        if self._is_ours:
+            self.wait()
 
     def finish(self) -> None:
-        """Hand over what is left, and don't wait for it if it is written in the background."""
+        """Hand over what is left, and don't wait for it if it is written in the background.
+
+        A process that was forked hands nothing over: the store is its parent's.
+        """
+        if not self._is_ours:
+            return
         with self._lock:
             if not self._is_closed:
                 self._is_closed = True
@@ -153,17 +164,19 @@ class StoreWriter:
                 if self._error is None:
                     self._write_unit(self._about)
                 else:
+                    self._drain()
                     self._owner.release()
 
     def abandon(self) -> None:
         """Write nothing more; what was committed stays."""
+        if not self._is_ours:
+            return
         with self._lock:
             self._is_closed = True
             _open_writers.discard(self)
             self._error = self._error or RuntimeError("it was given up before its end")
             self._unit.let_go()
-        while self._futures:
-            self._futures.pop(0).result()
+        self._drain()
         self._owner.release()
 
     def wait(self) -> None:
@@ -172,11 +185,11 @@ class StoreWriter:
         Raises:
             StoreWriteError, OverwrittenError: As for `close`.
         """
-        while self._futures:
-            self._futures.pop(0).result()
+        self._check_ours()
+        self._drain()
         self._raise_error()
         if self._changed:
-            changed, self._changed = self._changed, []
+            changed = self._changed
             some = ", ".join(_name_of(row) for row in changed[:3])
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             raise OverwrittenError(
@@ -188,19 +201,37 @@ class StoreWriter:
     @property
     def is_done(self) -> bool:
         """Whether nothing waits to be written."""
-        return all(future.done() for future in self._futures)
+        return all(future.done() for future in list(self._futures))
+
+    @property
+    def _is_ours(self) -> bool:
+        return self._pid == os.getpid()
+
+    def _drain(self) -> None:
+        for future in list(self._futures):
+            future.result()
 
     def _check_open(self) -> None:
+        self._check_ours()
         self._raise_error()
         if self._is_closed:
             raise ValueError(f"the store {self.path} is closed, and takes no more values")
-        if self._pid != os.getpid():
+
+    def _check_ours(self) -> None:
+        if not self._is_ours:
             raise StoreWriteError(
                 f"{self.path} is written to by the process that opened it, {self._pid}, and not by "
                 f"those that it forked; give each a store of its own"
             )
 
     def _write_unit(self, about: Mapping[str, Any] | None) -> None:
+        try:
+            self._hand_over(about)
+        except BaseException as error:  # as of Ctrl-C: without this unit nothing is whole
+            self._error = self._error or error
+            raise
+
+    def _hand_over(self, about: Mapping[str, Any] | None) -> None:
         unit = self._unit
         self._unit = Unit(unit.number + 1, self._generation, self._is_guarded)
         self._units.append(unit.number)
@@ -228,15 +259,26 @@ class StoreWriter:
             unit.make_rows(self._known)
             self._changed += commit(self._layout, self._owner, unit, final)
             if unit.number == self._units[0]:
-                sync_folder(self._layout.root)
-                sync_folder(self._layout.root.parent)
+                self._sync_new(final)
             if final is not None:
                 self._remove_replaced(final)
-        except Exception as error:
+        except BaseException as error:
             self._error = error
+            unit.let_go()
+            if not isinstance(error, Exception):
+                raise
         finally:
             if final is not None or self._error is not None:
                 self._owner.release()
+
+    def _sync_new(self, final: Final | None) -> None:
+        """Force to the disk that there is a store, once it has something in it."""
+        if final is None:  # or else its own store.json is there
+            if self._generation == 1:
+                sync_file(self._layout.about)
+            sync_folder(self._layout.root)
+        for folder in self._new_in:
+            sync_folder(folder)
 
     def _remove_replaced(self, final: Final) -> None:
         """Remove the units that this store stands in the place of; their indexes first."""
@@ -280,57 +322,15 @@ _open_writers: set[StoreWriter] = set()
 
 def _close_writers() -> None:
     for writer in list(_open_writers):
-        writer.close()
+        try:
+            writer.close()
+        except (StoreWriteError, OverwrittenError) as error:
+            print(f"visualizer: {error}", file=sys.stderr)
 
 
-atexit.register(_close_writers)
+at_exit(_close_writers)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_open_writers.clear)
-
-
-def _prepare(layout: Layout, overwrite: bool) -> tuple[int, int]:
-    """Make the folders; return the generation and the number of the first unit."""
-    root = layout.root
-    if root.exists() and not root.is_dir():
-        raise StoreExistsError(f"{root} is a file; give the path of a folder that is to be made")
-    is_there = layout.is_there()
-    if is_there and not overwrite:
-        raise StoreExistsError(
-            f"{root} holds a store already. Give another path, or overwrite=True to replace it; "
-            f"it stays until the new one is whole"
-        )
-    if not is_there and root.exists() and any(entry.name != "tmp" for entry in root.iterdir()):
-        raise StoreExistsError(
-            f"{root} has other files in it, and nothing is mixed with them. Give a path that does "
-            f"not exist, as {root / 'run'}"
-        )
-    for folder in (layout.shards, layout.index, layout.tmp):
-        folder.mkdir(parents=True, exist_ok=True)
-    units = {*layout.units_in(layout.index), *layout.units_in(layout.shards)}
-    return _last_generation(layout) + 1, max(units, default=-1) + 1
-
-
-def _last_generation(layout: Layout) -> int:
-    """Return the generation that is there; 0 where there is none."""
-    try:
-        (about,) = parse_sealed(layout.about.read_bytes(), "store.json")
-        return int(about["generation"])
-    except (OSError, ValueError, KeyError, DamagedError):
-        pass
-    last = 0
-    for unit in layout.units_in(layout.index):
-        with contextlib.suppress(OSError, ValueError, DamagedError):
-            last = max(last, parse_index(layout.index_of(unit).read_bytes(), unit).generation)
-    return max(last, 1 if layout.is_there() else 0)
-
-
-def _own(layout: Layout) -> Owner:
-    try:
-        return Owner(layout.tmp, is_alone=True)
-    except BlockingIOError:
-        raise StoreWriteError(
-            f"another process is writing to {layout.root} at this moment; give each its own path"
-        ) from None
 
 
 def _about(model: str | None, spec: Any, generation: int) -> dict[str, Any]:
@@ -349,16 +349,7 @@ def _about(model: str | None, spec: Any, generation: int) -> dict[str, Any]:
     }
 
 
-def _announce(layout: Layout, about: Mapping[str, Any]) -> None:
-    """Say what this is going to be, unless another process has done so meanwhile."""
-    try:
-        with layout.about.open("xb") as file:
-            file.write(render_about(about, None))
-    except FileExistsError:
-        raise StoreExistsError(f"{layout.root} holds a store already") from None
-
-
-def _explain(error: Exception, layout: Layout) -> StoreWriteError:
+def _explain(error: BaseException, layout: Layout) -> StoreWriteError:
     return StoreWriteError(
         f"{layout.root} can't be written to: {error}. What was committed before stays readable: "
         f"visualizer.load({str(layout.root)!r})"
