@@ -9,6 +9,7 @@ from typing import Any
 
 from visualizer._block.annotations import Annotations
 from visualizer._block.entry import Entry
+from visualizer._block.kept import Kept
 from visualizer._block.views import CaptureRecord
 from visualizer.attention import AttentionMap
 from visualizer.store.index import Row
@@ -30,9 +31,14 @@ def write_capture(writer: StoreWriter, record: CaptureRecord, annotations: Annot
     Raises:
         StoreWriteError: It can't be written.
     """
-    explained = record.explain()
     for entry in _entries(record):
-        writer.add(row_of_entry(entry))
+        kept = entry.read
+        if isinstance(kept, Kept):
+            make_now = writer.add_later(size_of_entry(entry), partial(row_of_entry, entry))
+            if not kept.before_read(make_now):  # somebody has it, and may change it any time
+                make_now()
+        else:
+            writer.add(row_of_entry(entry))
     attention = record.attention
     paths: list[str | None] = []
     if attention is not None:
@@ -42,7 +48,9 @@ def write_capture(writer: StoreWriter, record: CaptureRecord, annotations: Annot
         for made in attention.maps:
             site = place.get(id(made), -1)
             writer.add_later(size_of_map(made), partial(row_of_map, made, site))
-    writer.add(row_of_capture(record, annotations, paths, explained))
+    make_now = writer.add_later(0, partial(row_of_capture, record, annotations, paths))
+    if record.state == "open" or annotations.image is not None:
+        make_now()
 
 
 def _entries(record: CaptureRecord) -> list[Entry]:
@@ -63,11 +71,18 @@ def size_of_map(made: AttentionMap) -> int:
     return sum(record.held().values())
 
 
+def size_of_entry(entry: Entry) -> int:
+    """Return about how many bytes a captured value takes in a store."""
+    is_widened = entry.dtype is not None and entry.dtype.startswith(("bfloat16", "float8"))
+    return entry.nbytes // 2 if is_widened else entry.nbytes
+
+
 def row_of_entry(entry: Entry) -> Row:
     """Return what is stored of a value."""
+    kept = entry.read
     return Row(
         kind=entry.kind,
-        value=entry.value,
+        value=kept.peek() if isinstance(kept, Kept) else kept(),
         function=entry.function,
         variable=entry.variable,
         module_path=entry.module_path,
@@ -85,7 +100,6 @@ def row_of_capture(
     record: CaptureRecord,
     annotations: Annotations,
     paths: Sequence[str | None],
-    explained: Sequence[str],
 ) -> Row:
     """Return what a capture has beside its values.
 
@@ -93,7 +107,6 @@ def row_of_capture(
         record: The capture.
         annotations: What it was told.
         paths: The modules that attended.
-        explained: What `explain` said.
     """
     facts = {
         "functions": [
@@ -103,7 +116,7 @@ def row_of_capture(
         "inputs": list(record.inputs()),
         "attention": record.attention is not None,
         "paths": list(paths),
-        "explained": list(explained),
+        "explained": record.explain(),
         "why_no_attention": "" if paths else record.why_no_attention(),
         "spec": record.spec,
         "prefix_tokens": annotations.prefix_tokens,
@@ -184,6 +197,9 @@ class StoredCapture:
         for row in rows:
             if row.kind in ("local", "output", "input"):
                 self._site_of(row).entries.append(_entry(store, row))
+        for sites in (self._outputs, self._inputs, *(f.sites for f in self._functions.values())):
+            for site in sites.values():
+                site.entries.sort(key=lambda entry: entry.call)
         self.attention = self._read_maps(rows)
 
     @property

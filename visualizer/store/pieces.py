@@ -66,11 +66,20 @@ class Ref:
         piece: What is to be written; None once it was, or can't be.
         digest: The hash of its bytes; None until it is computed.
         facts: What stands in the index; empty until it was written.
+        spare: Further pieces with the same bytes, in case somebody writes to the first.
     """
 
     piece: Piece | None
     digest: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    spare: list[Piece] = field(default_factory=list)
+
+    def turn_to_spare(self) -> None:
+        """Let go of memory that was written to; what has the same bytes takes its place."""
+        spare = self.spare
+        self.let_go()
+        if spare:
+            self.piece, *self.spare = spare
 
     def settle(self, unit: int, key: str, at: int) -> None:
         """Note where the piece was written, and let go of it."""
@@ -90,7 +99,7 @@ class Ref:
         """Let go of the memory."""
         if self.piece is not None and self.piece.release is not None:
             self.piece.release()
-        self.piece = None
+        self.piece, self.spare = None, []
 
     @property
     def is_lost(self) -> bool:

@@ -105,7 +105,7 @@ class Spill:
         attention = record.attention
         paths = [] if attention is None else [site.module_path for site in attention.sites]
         try:
-            self._writer.add(row_of_capture(record, annotations, paths, record.explain()))
+            self._writer.add(row_of_capture(record, annotations, paths))
         finally:
             self._writer.close()
 

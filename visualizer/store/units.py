@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -44,67 +46,113 @@ class Added:
 
 
 @dataclass(slots=True, eq=False)
+class Later:
+    """A row that is made when its unit is written, or before that if need be.
+
+    Attributes:
+        make: Makes it.
+        on_written: Is told the row once it is on the disk.
+        is_made: Whether it was made.
+    """
+
+    make: Callable[[], Row]
+    on_written: OnWritten | None
+    is_made: bool = False
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Unit:
     """Rows that are written together.
 
     Attributes:
         number: The unit's.
         generation: Which writing of the store it belongs to.
+        known: What was added before, here or to other units; the same bytes are written once.
         is_guarded: Whether others may write to the memory before it is on the disk. Then it is
             hashed again.
         rows: Its values.
         refs: The pieces of memory that it writes.
-        nbytes: Their bytes.
-        later: What makes further rows, when the unit is written.
+        nbytes: Their bytes, and about those of the rows that are not made yet.
+        later: What makes further rows.
     """
 
     number: int
     generation: int
+    known: dict[Content, Ref]
     is_guarded: bool = False
     rows: list[Added] = field(default_factory=list)
     refs: list[Ref] = field(default_factory=list)
     nbytes: int = 0
-    later: list[tuple[Callable[[], Row], OnWritten | None]] = field(default_factory=list)
+    later: list[Later] = field(default_factory=list)
+    _lock: threading.RLock = field(default_factory=threading.RLock)
 
-    def add(self, row: Row, known: dict[Content, Ref], on_written: OnWritten | None = None) -> None:
+    def add(self, row: Row, on_written: OnWritten | None = None) -> None:
         """Add a value.
 
         Args:
             row: Its facts, with the value itself in the place of its tree.
-            known: What was added before, here or to other units; the same bytes are written once.
             on_written: Is told the row once it is on the disk.
         """
-        found: list[Ref] = []
-
-        def add_piece(piece: Piece) -> Ref:
-            ref = self._find(piece, known)
-            found.append(ref)
-            return ref
-
-        tree = encode(row.value, add_piece)
-        self.rows.append(Added(replace(row, value=tree), found, on_written))
+        with self._lock:
+            self.nbytes += self._add(row, on_written)
 
     def add_later(
         self, nbytes: int, make: Callable[[], Row], on_written: OnWritten | None = None
-    ) -> None:
-        """Add a value that is made when the unit is written."""
-        self.later.append((make, on_written))
+    ) -> Callable[[], None]:
+        """Add a value that is made when the unit is written.
+
+        Args:
+            nbytes: About how much it has.
+            make: Makes it.
+            on_written: Is told the row once it is on the disk.
+        Returns:
+            What makes it now, as it must be before somebody may change the value.
+        """
+        later = Later(make, on_written)
+        self.later.append(later)
         self.nbytes += nbytes
+        unit = weakref.ref(self)  # who waits for that need not keep what was written long ago
 
-    def make_rows(self, known: dict[Content, Ref]) -> None:
+        def make_now() -> None:
+            found = unit()
+            if found is not None:
+                found._make(later)
+
+        return make_now
+
+    def make_rows(self) -> None:
         """Make the rows that wait for that."""
-        while self.later:
-            make, on_written = self.later.pop(0)
-            self.add(make(), known, on_written)
+        for later in self.later:
+            self._make(later)
+        self.later.clear()
 
-    def _find(self, piece: Piece, known: dict[Content, Ref]) -> Ref:
+    def _make(self, later: Later) -> None:
+        with self._lock:
+            if not later.is_made:
+                later.is_made = True
+                self._add(later.make(), later.on_written)
+
+    def _add(self, row: Row, on_written: OnWritten | None) -> int:
+        found: list[Ref] = []
+
+        def add_piece(piece: Piece) -> Ref:
+            found.append(self._find(piece))
+            return found[-1]
+
+        before = len(self.refs)
+        tree = encode(row.value, add_piece)
+        self.rows.append(Added(replace(row, value=tree), found, on_written))
+        return sum(ref.piece.nbytes for ref in self.refs[before:] if ref.piece is not None)
+
+    def _find(self, piece: Piece) -> Ref:
         ref = Ref(piece, piece.hash() if piece.wait is None else None)  # not there yet: a GPU's
         if ref.digest is not None:
-            same = known.setdefault((ref.digest, piece.dtype, piece.shape), ref)
+            same = self.known.setdefault((ref.digest, piece.dtype, piece.shape), ref)
             if same is not ref and not same.is_lost:
+                if self.is_guarded and same.piece is not None:
+                    same.spare.append(piece)
                 return same
         self.refs.append(ref)
-        self.nbytes += piece.nbytes
         return ref
 
     def let_go(self) -> None:
@@ -200,8 +248,6 @@ def _write_tensors(shard: Path, unit: Unit) -> tuple[Written | None, list[Row]]:
         if ref.piece is not None and ref.piece.wait is not None and not ref.piece.wait():
             ref.let_go()
     while True:
-        if unit.is_guarded:
-            _let_go_of_changed(unit.refs)
         left_out = [added.row for added in unit.rows if added.is_lost]
         pieces = [(ref, ref.piece) for ref in unit.refs if ref.piece is not None]
         for ref, piece in pieces:
@@ -218,11 +264,9 @@ def _write_tensors(shard: Path, unit: Unit) -> tuple[Written | None, list[Row]]:
 
 def _let_go_of_changed(refs: Iterable[Ref]) -> bool:
     """Let go of memory that was written to since it was added; tell whether there is any."""
-    changed = [
-        ref
-        for ref in refs
-        if ref.piece is not None and ref.digest is not None and ref.piece.hash() != ref.digest
-    ]
-    for ref in changed:
-        ref.let_go()
-    return bool(changed)
+    found = False
+    for ref in refs:
+        while ref.piece is not None and ref.digest not in (None, ref.piece.hash()):
+            ref.turn_to_spare()
+            found = True
+    return found

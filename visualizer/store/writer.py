@@ -89,7 +89,7 @@ class StoreWriter:
                 self._owner.release()
                 raise
         self._units: list[int] = []
-        self._unit = Unit(first, self._generation, is_guarded)
+        self._unit = Unit(first, self._generation, self._known, is_guarded)
         self._pid = os.getpid()
         _open_writers.add(self)
 
@@ -114,30 +114,34 @@ class StoreWriter:
         """
         with self._lock:
             self._check_open()
-            self._unit.add(row, self._known, on_written)
+            self._unit.add(row, on_written)
             if self._unit.nbytes >= self._unit_bytes:
                 self._write_unit(None)
 
     def add_later(
         self, nbytes: int, make: Callable[[], Row], on_written: OnWritten | None = None
-    ) -> None:
+    ) -> Callable[[], None]:
         """Add a value that is made when it is written, in the background if that is where.
 
         Args:
             nbytes: About how much it has.
             make: Returns it. Never raises.
             on_written: As for `add`.
+        Returns:
+            What makes it now, as it must be before somebody may change the value.
         Raises:
             StoreWriteError: Writing failed, now or before.
         """
-        if not self._is_in_background:
-            return self.add(make(), on_written)
         with self._lock:
             self._check_open()
-            self._unit.add_later(nbytes, make, on_written)
+            make_now: Callable[[], None] = _is_made
+            if self._is_in_background:
+                make_now = self._unit.add_later(nbytes, make, on_written)
+            else:
+                self._unit.add(make(), on_written)
             if self._unit.nbytes >= self._unit_bytes:
                 self._write_unit(None)
-        return None
+        return make_now
 
     def close(self) -> None:
         """Write what is left, and wait until everything is on the disk.
@@ -233,7 +237,7 @@ class StoreWriter:
 
     def _hand_over(self, about: Mapping[str, Any] | None) -> None:
         unit = self._unit
-        self._unit = Unit(unit.number + 1, self._generation, self._is_guarded)
+        self._unit = Unit(unit.number + 1, self._generation, self._known, self._is_guarded)
         self._units.append(unit.number)
         final = None if about is None else Final(about, tuple(self._units))
 
@@ -256,7 +260,7 @@ class StoreWriter:
                 unit.let_go()
                 return
             begin_after(now)
-            unit.make_rows(self._known)
+            unit.make_rows()
             self._changed += commit(self._layout, self._owner, unit, final)
             if unit.number == self._units[0]:
                 self._sync_new(final)
@@ -315,6 +319,10 @@ class StoreWriter:
         ours = () if error is None else (StoreWriteError, OverwrittenError)
         with contextlib.suppress(*ours):
             self.close()
+
+
+def _is_made() -> None:
+    """Stand in for what makes a row that is made already."""
 
 
 _open_writers: set[StoreWriter] = set()
