@@ -12,7 +12,15 @@ from visualizer.store.layout import unit_name
 from visualizer.store.pieces import Ref, hash_of
 from visualizer.store.shards import Written
 
-__all__ = ["Row", "UnitIndex", "parse_index", "parse_sealed", "render_index", "seal"]
+__all__ = [
+    "Row",
+    "UnitIndex",
+    "parse_about",
+    "parse_index",
+    "parse_sealed",
+    "render_index",
+    "seal",
+]
 
 SCHEMA = 1
 """The version of what is written. Another one is not read."""
@@ -131,7 +139,24 @@ def parse_sealed(text: bytes, name: str) -> list[Any]:
         whole = False
     if not whole:
         raise DamagedError(f"{name} was changed or cut off after it was written")
-    return [json.loads(line) for line in text[:end].splitlines()]
+    try:
+        return [json.loads(line) for line in text[:end].splitlines()]
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{name} has lines that are no JSON: {error}") from error
+
+
+def parse_about(text: bytes) -> dict[str, Any]:
+    """Return what store.json says.
+
+    Raises:
+        DamagedError: It was changed or cut off, or says nothing of the kind.
+    """
+    found = parse_sealed(text, "store.json")
+    about = found[0] if len(found) == 1 else None
+    units = about.get("units") if isinstance(about, dict) else ...
+    if not isinstance(about, dict) or not (units is None or _are(units, int)):
+        raise DamagedError("store.json has lines that say nothing of a store")
+    return about
 
 
 def parse_index(text: bytes, unit: int) -> UnitIndex:
@@ -141,8 +166,8 @@ def parse_index(text: bytes, unit: int) -> UnitIndex:
         DamagedError: It was changed or cut off, or is another unit's.
     """
     name = f"the index of unit {unit_name(unit)}"
-    first, *rows = parse_sealed(text, name)
     try:
+        first, *rows = parse_sealed(text, name)
         if first["visualizer"] != SCHEMA:
             raise DamagedError(
                 f"{name} has version {first['visualizer']} of the format, and this is a "
@@ -150,21 +175,39 @@ def parse_index(text: bytes, unit: int) -> UnitIndex:
             )
         if first["unit"] != unit:
             raise DamagedError(f"{name} is that of another unit, {unit_name(first['unit'])}")
-        return UnitIndex(
-            unit,
-            first["generation"],
-            first["shard_bytes"],
-            first["header_bytes"],
-            first["header_hash"],
-            tuple(_read_row(row) for row in rows),
-        )
-    except (KeyError, TypeError, ValueError) as error:
+        generation, *sizes = (first[name] for name in ("generation", "shard_bytes", "header_bytes"))
+        if not _are([generation, *sizes], int) or min(sizes) < 0:
+            raise TypeError(f"its sizes are {sizes}")
+        header, made = str(first["header_hash"]), tuple(map(_read_row, rows))
+        return UnitIndex(unit, generation, sizes[0], sizes[1], header, made)
+    except DamagedError:
+        raise
+    except Exception as error:
         raise DamagedError(f"{name} has lines that are no rows: {error}") from error
 
 
 def _read_row(row: Mapping[str, Any]) -> Row:
     """Return a row; what a later version added is left out."""
+    for name, kind in _TYPES.items():
+        if type(row.get(name)) not in (kind, type(None)):
+            raise TypeError(f"{name} is {row[name]!r}")
+    if not _are(row.get("shape") or [], int):
+        raise TypeError(f"shape is {row['shape']!r}")
     return Row(**{name: fact for name, fact in row.items() if name in _FIELDS}, **_no_value(row))
+
+
+_TEXTS = ("kind", "function", "variable", "module_path", "dtype", "type_name", "placement")
+_TYPES: dict[str, type] = {
+    **dict.fromkeys(_TEXTS, str),
+    **dict.fromkeys(("layer", "call", "step", "nbytes", "rank"), int),
+    "shape": list,
+    "facts": dict,
+}
+
+
+def _are(values: Any, kind: type) -> bool:
+    """Tell whether something is a list of values of a type."""
+    return isinstance(values, list) and all(type(value) is kind for value in values)
 
 
 def _no_value(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visualizer.errors import DamagedError, NotAStoreError
-from visualizer.store.index import SCHEMA, Row, UnitIndex, parse_index, parse_sealed
+from visualizer.store.index import SCHEMA, Row, UnitIndex, parse_about, parse_index
 from visualizer.store.layout import Layout, is_unit, unit_name
 from visualizer.store.pieces import hash_of
 from visualizer.store.shards import read_slice
@@ -91,9 +91,12 @@ class Store:
             return decode(tree, self.fetch)
         except DamagedError:
             raise
-        except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # of whatever a tree that is not ours asked for
             raise DamagedError(
-                f"a row of {self.layout.root} says nothing that can be read: {error}"
+                f"a row of {self.layout.root} says nothing that can be read: "
+                f"{type(error).__name__}: {error}"
             ) from error
 
     def fetch(self, ref: Mapping[str, Any]) -> NDArray[np.uint8]:
@@ -125,11 +128,11 @@ class Store:
 
     def _read_about(self) -> dict[str, Any]:
         try:
-            (about,) = parse_sealed(self.layout.about.read_bytes(), "store.json")
+            about = parse_about(self.layout.about.read_bytes())
         except FileNotFoundError:
             self.damages.append(Damage(None, f"{self.layout.about} is missing"))
             return {}
-        except (OSError, DamagedError, ValueError) as error:
+        except (OSError, DamagedError) as error:
             self.damages.append(Damage(None, f"{self.layout.about} can't be read: {error}"))
             return {}
         if about.get("visualizer_store") != SCHEMA:
@@ -138,7 +141,7 @@ class Store:
                 f"and this visualizer reads version {SCHEMA}; install the one that wrote it: "
                 f"{about.get('libraries')}"
             )
-        return dict(about)
+        return about
 
     def _read_units(self) -> dict[int, UnitIndex]:
         found = {}

@@ -89,12 +89,14 @@ def read_slice(path: Path, at: int, nbytes: int) -> NDArray[np.uint8]:
     Raises:
         DamagedError: The file is missing, or ends before.
     """
-    buffer = np.empty(nbytes, np.uint8)
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     except OSError as error:
         raise DamagedError(f"{path} can't be opened: {error.strerror}") from error
     try:
+        if at + nbytes > os.fstat(descriptor).st_size:
+            raise EOFError
+        buffer = np.empty(nbytes, np.uint8)
         _read_into(descriptor, buffer.data, at)
     except EOFError:
         size = os.fstat(descriptor).st_size
