@@ -32,6 +32,7 @@ class Unit:
         refs: The pieces of memory that it writes.
         nbytes: Their bytes.
         later: What makes further rows, when the unit is written.
+        owned: How many of the pieces are copies.
     """
 
     number: int
@@ -41,6 +42,7 @@ class Unit:
     refs: list[Ref] = field(default_factory=list)
     nbytes: int = 0
     later: list[Callable[[], Row]] = field(default_factory=list)
+    owned: int = 0
 
     def add(self, row: Row, known: dict[Content, Ref]) -> None:
         """Add a value.
@@ -67,6 +69,13 @@ class Unit:
         """Make the rows that wait for that."""
         while self.later:
             self.add(self.later.pop(0)(), known)
+
+    def own(self) -> None:
+        """Copy what waits to be written: its values are to be those of the moment it was added."""
+        for ref in self.refs[self.owned :]:
+            if ref.piece is not None and ref.piece.wait is None:
+                ref.piece = ref.piece.copy()
+        self.owned = len(self.refs)
 
     def _find(self, piece: Piece, known: dict[Content, Ref]) -> Ref:
         ref = Ref(piece, piece.hash() if piece.wait is None else None)  # not there yet: a GPU's

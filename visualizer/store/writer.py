@@ -22,7 +22,7 @@ from visualizer.errors import (
 )
 from visualizer.store.device import Moment, begin_after, moment
 from visualizer.store.durable import Owner, sync_folder
-from visualizer.store.index import Row, parse_index, parse_sealed
+from visualizer.store.index import Row, parse_about, parse_index
 from visualizer.store.layout import Layout
 from visualizer.store.pieces import Ref, hash_of
 from visualizer.store.queue import queue
@@ -48,8 +48,8 @@ class StoreWriter:
         spec: What was asked for; its hash tells whether two stores hold the same.
         overwrite: Replace the store that is there, once this one is whole.
         is_in_background: Write in a thread. Errors are raised by the next `add`, and by `close`.
-        is_guarded: Others may write to the values' memory before it is on the disk. What was
-            changed so is left out, and `close` raises.
+        is_guarded: What waits to be written is not copied, though others may write to its memory.
+            What was changed so is left out, and `close` raises.
         max_bytes: How many bytes may wait for the thread.
     Raises:
         StoreExistsError: There is a store already, or something else.
@@ -96,14 +96,18 @@ class StoreWriter:
         """Add a value.
 
         Args:
-            row: Its facts, with the value itself as `value`.
+            row: Its facts, with the value itself as `value`. What is stored is how it is now,
+                unless the writer is guarded.
         Raises:
             StoreWriteError: Writing failed, now or before.
         """
         with self._lock:
             self._check_open()
             self._unit.add(row, self._known)
-            if self._unit.nbytes >= UNIT_BYTES:
+            is_full = self._unit.nbytes >= UNIT_BYTES
+            if not self._is_guarded and (self._is_in_background or not is_full):
+                self._unit.own()
+            if is_full:
                 self._write_unit(None)
 
     def add_later(self, nbytes: int, make: Callable[[], Row]) -> None:
@@ -303,9 +307,8 @@ def _prepare(layout: Layout, overwrite: bool) -> tuple[int, int]:
 def _last_generation(layout: Layout) -> int:
     """Return the generation that is there; 0 where there is none."""
     try:
-        (about,) = parse_sealed(layout.about.read_bytes(), "store.json")
-        return int(about["generation"])
-    except (OSError, ValueError, KeyError, DamagedError):
+        return int(parse_about(layout.about.read_bytes())["generation"])
+    except (OSError, ValueError, TypeError, KeyError, DamagedError):
         pass
     last = 0
     for unit in layout.units_in(layout.index):
