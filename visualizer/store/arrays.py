@@ -40,7 +40,7 @@ def describe_array(array: NDArray[Any], add: Add) -> dict[str, Any] | None:
     if dtype.kind == "c" and dtype.itemsize == 16 and dtype.isnative:
         node["as"], dense = "parts", dense.reshape(-1).view(np.float64)
     elif not (dtype.isnative and dtype.name in NATIVE):
-        node["as"], node["dtype"] = "bytes", np.lib.format.dtype_to_descr(dtype)
+        node["as"], node["dtype"] = "bytes", _write_dtype(dtype)
         dense = np.frombuffer(dense.tobytes(), np.uint8)
     elif dtype == np.float32 and _fits_bfloat16(dense):
         node["as"] = "bfloat16"
@@ -65,7 +65,11 @@ def restore_array(node: Mapping[str, Any], fetch: Fetch) -> NDArray[Any]:
     shape, order, how = tuple(node["shape"]), node.get("order"), node.get("as")
     dtype = _read_dtype(node["dtype"])
     stored = node["stored"]
+    if any(size < 0 for size in shape):
+        raise ValueError(f"the shape {shape}")
     raw = np.empty(0, np.uint8) if stored is None else fetch(stored)
+    if dtype.itemsize == 0:
+        return np.ndarray(shape, dtype, buffer=b"")
     if how == "bfloat16":
         flat = raw.view(np.uint16).astype(np.uint32)
         flat <<= np.uint32(16)
@@ -97,17 +101,33 @@ def _fits_bfloat16(dense: NDArray[Any]) -> bool:
     )
 
 
+def _write_dtype(dtype: np.dtype[Any]) -> Any:
+    """Return a type as JSON can hold it: its name, or its fields with their places."""
+    if dtype.subdtype is not None:
+        base, shape = dtype.subdtype
+        return {"base": _write_dtype(base), "shape": list(shape)}
+    if dtype.names is None:
+        return dtype.str
+    facts = [dtype.fields[name] for name in dtype.names] if dtype.fields is not None else []
+    return {
+        "names": list(dtype.names),
+        "formats": [_write_dtype(fact[0]) for fact in facts],
+        "offsets": [fact[1] for fact in facts],
+        "titles": [fact[2] if len(fact) > 2 else None for fact in facts],
+        "itemsize": dtype.itemsize,
+        "aligned": dtype.isalignedstruct,
+    }
+
+
 def _read_dtype(written: Any) -> np.dtype[Any]:
-    """Return a type as `dtype_to_descr` wrote it, after JSON made lists of its tuples."""
-    if isinstance(written, list):
-        written = [_read_field(field) for field in written]
-    dtype = np.dtype(written)
+    """Return a type as `_write_dtype` wrote it."""
+    if isinstance(written, str):
+        dtype = np.dtype(written)
+    elif "base" in written:
+        dtype = np.dtype((_read_dtype(written["base"]), tuple(written["shape"])))
+    else:
+        fields: Any = {**written, "formats": [_read_dtype(each) for each in written["formats"]]}
+        dtype = np.dtype(fields)
     if dtype.hasobject:
         raise ValueError("arrays of objects are not stored as bytes")
     return dtype
-
-
-def _read_field(field: list[Any]) -> tuple[Any, ...]:
-    name, written, *shape = field
-    name = tuple(name) if isinstance(name, list) else name
-    return (name, _read_dtype(written), *map(tuple, shape))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from visualizer._block.entry import Entry
 from visualizer._block.kept import Kept
 from visualizer._block.views import CaptureRecord
 from visualizer.attention import AttentionMap
+from visualizer.errors import DamagedError
 from visualizer.store.index import Row
 from visualizer.store.pictures import pack_picture, unpack_picture
 from visualizer.store.reader import Store
@@ -119,8 +120,8 @@ def row_of_capture(
         "explained": record.explain(),
         "why_no_attention": "" if paths else record.why_no_attention(),
         "spec": record.spec,
-        "prefix_tokens": annotations.prefix_tokens,
-        "grid": annotations.grid,
+        "prefix_tokens": int(annotations.prefix_tokens),
+        "grid": None if annotations.grid is None else [int(size) for size in annotations.grid],
     }
     tokens = annotations.tokens
     value = {
@@ -183,8 +184,9 @@ class StoredCapture:
         self._store = store
         rows = store.rows
         ours = next((row for row in rows if row.kind == "capture"), None)
-        self._facts: Mapping[str, Any] = {} if ours is None else ours.facts or {}
         self._row = ours
+        self._unread: list[str] = []
+        self._facts = self._read_facts({} if ours is None else ours.facts or {})
         self.model_name = store.about.get("model")
         self.spec = self._facts.get("spec", {})
         self.nbytes = sum(unit.shard_bytes - unit.header_bytes for unit in store.units.values())
@@ -223,13 +225,18 @@ class StoredCapture:
         if self._row is None:
             return Annotations()
         value = self._store.read(self._row)
-        grid = self._facts["grid"]
-        return Annotations(
-            value["tokens"],
-            unpack_picture(value["image"]),
-            None if grid is None else tuple(grid),
-            self._facts["prefix_tokens"],
-        )
+        grid = self._facts.get("grid")
+        try:
+            return Annotations(
+                value["tokens"],
+                unpack_picture(value["image"]),
+                None if grid is None else tuple(grid),
+                self._facts.get("prefix_tokens", 0),
+            )
+        except Exception as error:  # of Pillow's
+            raise DamagedError(
+                f"what the capture was told can't be read: {type(error).__name__}: {error}"
+            ) from error
 
     def explain(self) -> list[str]:
         """Say what was not captured, and what of it can't be read any more."""
@@ -237,7 +244,7 @@ class StoredCapture:
 
     def troubles(self) -> list[str]:
         """Say what can't be read, or was never written."""
-        found = [str(damage) for damage in self._store.damages]
+        found = [*(str(damage) for damage in self._store.damages), *self._unread]
         if not self._store.is_whole and not found:
             found.append(
                 f"{self._store.layout.root} was not written to its end: the process was killed, or "
@@ -248,6 +255,14 @@ class StoredCapture:
     def why_no_attention(self) -> str:
         """Say why there are no attention maps."""
         return self._facts.get("why_no_attention", "") or "; ".join(self.troubles())
+
+    def _read_facts(self, facts: Mapping[str, Any]) -> Mapping[str, Any]:
+        try:
+            _check(facts)
+        except (TypeError, ValueError) as error:
+            self._unread.append(f"what the capture is can't be read: {error}")
+            return {}
+        return facts
 
     def _site_of(self, row: Row) -> _Site:
         if row.kind == "local":
@@ -265,13 +280,35 @@ class StoredCapture:
         maps = []
         for row in rows:
             if row.kind == "attention":
-                record = StoredMap(self._store, row, recent)
+                try:
+                    record = StoredMap(self._store, row, recent)
+                except DamagedError as error:
+                    self._unread.append(str(error))
+                    continue
                 made = AttentionMap(record)
                 maps.append(made)
                 sites.setdefault(record.site, _AttentionSite(row.module_path)).maps.append(made)
         if not maps and not self._facts.get("attention", False):
             return None
         return _Attention(maps, [site for _, site in sorted(sites.items())])
+
+
+def _check(facts: Mapping[str, Any]) -> None:
+    """Raise TypeError or ValueError where facts are none of a capture."""
+    for key, qualname, names in facts.get("functions", []):
+        _check_texts([key, qualname, *names])
+    for name in ("outputs", "inputs", "explained"):
+        _check_texts(facts.get(name, []))
+    _check_texts(path for path in facts.get("paths", []) if path is not None)
+    _check_texts([facts.get("why_no_attention", "")])
+    if any(type(size) is not int for size in facts.get("grid") or ()):
+        raise TypeError(f"the grid is {facts['grid']}")
+
+
+def _check_texts(values: Iterable[Any]) -> None:
+    for value in values:
+        if not isinstance(value, str):
+            raise TypeError(f"{value!r} is no text")
 
 
 def _entry(store: Store, row: Row) -> Entry:

@@ -23,31 +23,39 @@ def pack_picture(picture: Any) -> Any:
     if isinstance(picture, str | os.PathLike):
         path = Path(picture).expanduser()
         try:
-            if path.stat().st_size <= _LARGEST_FILE:
+            if path.is_file() and path.stat().st_size <= _LARGEST_FILE:
                 return {"path": str(picture), "file": path.read_bytes()}
         except OSError:
             pass
         return {"path": str(picture)}
     if isinstance(picture, Image.Image):
-        palette = picture.getpalette() if picture.mode == "P" else None
+        pixels = picture.tobytes()  # which loads it: only then it has its palette
+        palette = picture.palette if picture.mode in ("P", "PA") else None
         return {
             "mode": picture.mode,
-            "size": picture.size,
-            "pixels": picture.tobytes(),
-            "palette": palette,
+            "size": tuple(picture.size),
+            "pixels": pixels,
+            "palette": None if palette is None else picture.getpalette(palette.mode),
+            "palette_mode": None if palette is None else palette.mode,
+            "transparency": picture.info.get("transparency"),
         }
     return picture
 
 
 def unpack_picture(packed: Any) -> Any:
-    """Return the picture: of a file its PIL image, without one its path."""
+    """Return the picture: of a file its PIL image, without one that Pillow reads its path."""
     if not isinstance(packed, dict):
         return packed
     if "file" in packed:
-        return Image.open(io.BytesIO(packed["file"]))
+        try:
+            return Image.open(io.BytesIO(packed["file"]))
+        except Exception:  # no picture, or one that is too large to be opened unasked
+            return packed["path"]
     if "path" in packed:
         return packed["path"]
     made = Image.frombytes(packed["mode"], packed["size"], packed["pixels"])
     if packed["palette"] is not None:
-        made.putpalette(packed["palette"])
+        made.putpalette(packed["palette"], packed["palette_mode"])
+    if packed["transparency"] is not None:
+        made.info["transparency"] = packed["transparency"]
     return made

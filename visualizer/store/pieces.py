@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
@@ -47,6 +48,12 @@ class Piece:
         """Return the memory of an array that is contiguous."""
         address = array.__array_interface__["data"][0]
         return cls(dtype or array.dtype.name, array.shape, array, address, array.nbytes)
+
+    def copy(self) -> Piece:
+        """Return the same in memory that is nobody else's."""
+        memory = np.empty(self.nbytes, np.uint8)
+        ctypes.memmove(memory.ctypes.data, self.address, self.nbytes)
+        return Piece(self.dtype, self.shape, memory, memory.ctypes.data, self.nbytes)
 
     def hash(self) -> str:
         """Return the hash of the bytes as they are now."""

@@ -75,6 +75,11 @@ class Store:
         self.is_whole = expected is not None and set(expected) == set(self.units)
 
     @property
+    def path(self) -> Path:
+        """Its folder."""
+        return self.layout.root
+
+    @property
     def rows(self) -> list[Row]:
         """All values, in the order in which they were written."""
         return [row for unit in self.units.values() for row in unit.rows]
@@ -100,11 +105,12 @@ class Store:
         """
         try:
             return decode(tree, self.fetch)
-        except DamagedError:
+        except (DamagedError, MemoryError):
             raise
-        except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
+        except Exception as error:  # of whatever a tree that is not ours asked for
             raise DamagedError(
-                f"a row of {self.layout.root} says nothing that can be read: {error}"
+                f"a row of {self.layout.root} says nothing that can be read: "
+                f"{type(error).__name__}: {error}"
             ) from error
 
     def fetch(self, ref: Mapping[str, Any]) -> NDArray[np.uint8]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -12,7 +13,12 @@ from torch import Tensor
 from visualizer import errors
 from visualizer.attention import AttentionCall, AttentionMap, Mask, OutputGradient
 from visualizer.attention.picks import Shape
-from visualizer.errors import MapRefusedError, NoGradientError, VisualizerError
+from visualizer.errors import (
+    DamagedError,
+    MapRefusedError,
+    NoGradientError,
+    VisualizerError,
+)
 from visualizer.store.index import Row
 from visualizer.store.verify import refs_in
 
@@ -97,12 +103,6 @@ def _error_name(error: Exception) -> str:
     return type(error).__name__ if isinstance(error, VisualizerError) else "MapRefusedError"
 
 
-def _raise(written: list[str], default: type[VisualizerError]) -> None:
-    """Raise an error of ours again."""
-    kind = getattr(errors, written[0], default) if written[0] in errors.__all__ else default
-    raise kind(written[1])
-
-
 class Recent:
     """What was read last, as long as it is not too much: maps are read many times in a row.
 
@@ -130,6 +130,9 @@ class Recent:
 class Decodes(Protocol):
     """A store, whole or still being written."""
 
+    @property
+    def path(self) -> Path: ...
+
     def decode(self, tree: Any) -> Any:
         """Return the value of a tree."""
         ...
@@ -153,14 +156,34 @@ class StoredMap:
     def __init__(self, store: Decodes, row: Row, recent: Recent) -> None:
         self._store, self._row, self._recent = store, row, recent
         self._facts: Mapping[str, Any] = row.facts or {}
-        batch, head, query, key = row.shape or (0, 0, 0, 0)
+        try:
+            batch, head, query, key = row.shape or ()
+        except ValueError:
+            raise self._damaged(f"it has the shape {row.shape}") from None
         self.shape: Shape = (batch, head, query, key)
         self.module_path, self.layer = row.module_path, row.layer
         self.call, self.step = row.call, row.step
         self.source = str(self._facts.get("source"))
-        self.site = self._facts.get("site", -1)
+        site = self._facts.get("site", -1)
+        self.site: int = site if type(site) is int else -1
         self.confirmed: bool | None = self._facts.get("confirmed")
         self.is_causal: bool | None = self._facts.get("is_causal")
+
+    def _damaged(self, why: Any) -> DamagedError:
+        return DamagedError(
+            f"the attention map of {self._row.module_path}, call {self._row.call}, can't be read "
+            f"from {self._store.path}: {why}"
+        )
+
+    def _raise(self, fact: str, default: type[VisualizerError]) -> None:
+        """Raise an error again that was one before."""
+        written = self._facts.get(fact)
+        if written is None:
+            return
+        if not isinstance(written, list) or len(written) != 2:
+            raise self._damaged(f"it says {fact}: {written}")
+        name, message = map(str, written)
+        raise (getattr(errors, name) if name in errors.__all__ else default)(message)
 
     def held(self) -> dict[Any, int]:
         """Return the bytes that are stored, by place; what is shared has one."""
@@ -173,9 +196,7 @@ class StoredMap:
             MapRefusedError, OverwrittenError: The map was refused before it was stored.
             DamagedError: What is stored is not what was written.
         """
-        refused = self._facts.get("refused")
-        if refused is not None:
-            _raise(refused, MapRefusedError)
+        self._raise("refused", MapRefusedError)
         return self._recent.get(2 * id(self), self._size(_is_input), self._read)
 
     def read_gradient(self) -> OutputGradient | Tensor:
@@ -185,13 +206,23 @@ class StoredMap:
             NoGradientError: There is none.
             DamagedError: What is stored is not what was written.
         """
-        refused = self._facts.get("no_gradient") or self._facts.get("refused")
-        if refused is not None:
-            _raise(refused, NoGradientError)
+        self._raise("no_gradient", NoGradientError)
+        self._raise("refused", NoGradientError)
         size = self._size(lambda name: not _is_input(name))
         return self._recent.get(2 * id(self) + 1, size, self._read_gradient)
 
     def _read(self) -> AttentionCall | Tensor:
+        try:
+            made = self._make()
+        except VisualizerError:
+            raise
+        except Exception as error:  # of facts that are not ours
+            raise self._damaged(f"{type(error).__name__}: {error}") from error
+        if tuple(made.shape) != self.shape:
+            raise self._damaged(f"it has the shape {tuple(made.shape)}, and should {self.shape}")
+        return made
+
+    def _make(self) -> AttentionCall | Tensor:
         found = self._tensors(_is_input)
         if "weights" in found:
             return found["weights"]
@@ -218,7 +249,10 @@ class StoredMap:
         found = self._tensors(lambda name: not _is_input(name))
         if "gradient" in found:
             return found["gradient"]
-        return OutputGradient(found["output_gradient"], found["value"])
+        try:
+            return OutputGradient(found["output_gradient"], found["value"])
+        except KeyError as error:
+            raise self._damaged(f"it has no {error}") from None
 
     def _tensors(self, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
         return {name: self._store.decode(tree) for name, tree in self._trees(wanted)}

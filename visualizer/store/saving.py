@@ -79,7 +79,7 @@ def save_capture(
         spec=record.spec,
         overwrite=overwrite,
         is_in_background=background,
-        is_guarded=background,
+        memory="watched" if background else "ours",
     )
     try:
         write_capture(writer, record, annotations)

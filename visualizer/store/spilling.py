@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from visualizer._block.annotations import Annotations
@@ -58,6 +59,7 @@ class Spill:
             spec=record.spec,
             overwrite=self._overwrite,
             is_in_background=True,
+            memory="ours",
             max_bytes=self._max_bytes,
         )
         self._store = _Growing(self._opened)
@@ -119,6 +121,11 @@ class _Growing:
     def __init__(self, writer: StoreWriter) -> None:
         self._writer = writer
         self._store: Store | None = None
+
+    @property
+    def path(self) -> Path:
+        """The store's folder."""
+        return self._writer.path
 
     def decode(self, tree: Any) -> Any:
         """Return the value of a tree."""

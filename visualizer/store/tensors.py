@@ -22,6 +22,10 @@ _COMPRESSED = {
     torch.sparse_bsc: "sparse_bsc",
 }
 
+_QUANTIZED = (torch.qint8, torch.quint8, torch.qint32)
+_PACKED = (torch.quint4x2, torch.quint2x4)
+"""Quantised types of which several share a byte; torch reads no integers out of them."""
+
 
 def describe_tensor(tensor: Tensor, add: Add) -> dict[str, Any] | None:
     """Return the recipe of a tensor, without its graph; None where there is none.
@@ -29,6 +33,8 @@ def describe_tensor(tensor: Tensor, add: Add) -> dict[str, Any] | None:
     Args:
         tensor: Of any type, layout and device.
         add: Takes its pieces.
+    Raises:
+        ValueError, RuntimeError, NotImplementedError: It can't be read.
     """
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return None  # it stands for others
@@ -39,8 +45,10 @@ def describe_tensor(tensor: Tensor, add: Add) -> dict[str, Any] | None:
 
 def _plain(tensor: Tensor) -> Tensor | None:
     """Return a tensor without its graph and class; None if that class does more than name it."""
+    if torch.nn.parameter.is_lazy(tensor) or tensor.dtype in _PACKED:
+        return None
     if type(tensor) in (Tensor, torch.nn.Parameter) or tensor.is_nested:
-        return tensor.detach()
+        return _of_memory(tensor.detach())
     if tensor.is_meta or type(tensor).__name__ == "FakeTensor":
         return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
     if hasattr(tensor, "__tensor_flatten__") or type(tensor).__torch_dispatch__ is not (
@@ -50,12 +58,33 @@ def _plain(tensor: Tensor) -> Tensor | None:
     return tensor.detach().as_subclass(Tensor)
 
 
+def _of_memory(tensor: Tensor) -> Tensor:
+    """Return a tensor with memory of the usual kind.
+
+    Raises:
+        ValueError: It has none.
+    """
+    if tensor._is_zerotensor():
+        return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    if tensor.layout is torch._mkldnn:  # type: ignore[attr-defined]
+        return tensor.to_dense()
+    if tensor.is_nested or tensor.is_meta or tensor.layout is not torch.strided:
+        return tensor
+    if tensor.is_quantized != (tensor.dtype in _QUANTIZED):
+        raise ValueError("a quantised type, but neither scale nor zero point")
+    places = sum(
+        (size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True)
+    )
+    end = (tensor.storage_offset() + places + 1) * tensor.itemsize
+    if tensor.numel() and end > tensor.untyped_storage().nbytes():  # its repr would crash, too
+        raise ValueError(f"a tensor of shape {_shape(tensor)} that has lost its memory")
+    return tensor
+
+
 def _describe(tensor: Tensor, add: Add) -> dict[str, Any]:
-    facts = {"kind": "tensor", "dtype": _name(tensor.dtype), "shape": _shape(tensor)}
     if tensor.is_nested:
-        layout = "jagged" if tensor.layout is torch.jagged else "strided"
-        items = [_describe(item.detach(), add) for item in tensor.unbind()]
-        return {"kind": "tensor", "as": "nested", "layout": layout, "items": items}
+        return _describe_nested(tensor, add)
+    facts = {"kind": "tensor", "dtype": _name(tensor.dtype), "shape": _shape(tensor)}
     if tensor.is_meta:
         return {**facts, "as": "meta"}
     facts["device"] = str(tensor.device)
@@ -63,6 +92,16 @@ def _describe(tensor: Tensor, add: Add) -> dict[str, Any]:
         if holds(tensor):
             return {**facts, **describe(tensor, add)}
     return {**facts, **_describe_dense(tensor, add)}
+
+
+def _describe_nested(tensor: Tensor, add: Add) -> dict[str, Any]:
+    return {
+        "kind": "tensor",
+        "as": "nested",
+        "dtype": _name(tensor.dtype),
+        "layout": "jagged" if tensor.layout is torch.jagged else "strided",
+        "items": [_describe(item.detach(), add) for item in tensor.unbind()],
+    }
 
 
 def _describe_sparse(tensor: Tensor, add: Add) -> dict[str, Any]:
@@ -82,7 +121,7 @@ def _describe_compressed(tensor: Tensor, add: Add) -> dict[str, Any]:
         "as": _COMPRESSED[tensor.layout],
         "compressed": _describe(compressed, add),
         "plain": _describe(plain, add),
-        "values": _describe(tensor.values(), add),
+        "values": _describe(tensor.values().detach(), add),
     }
 
 
@@ -134,12 +173,16 @@ def restore_tensor(node: Mapping[str, Any], fetch: Fetch) -> Tensor:
         ValueError, TypeError, KeyError, RuntimeError, AttributeError: No recipe of ours.
         DamagedError: Its bytes are not what was written.
     """
-    how = node.get("as")
+    with unobserved():
+        return _restore(node, fetch)
+
+
+def _restore(node: Mapping[str, Any], fetch: Fetch) -> Tensor:
+    how, dtype = node.get("as"), _read_dtype(node["dtype"])
     if how == "nested":
-        items = [restore_tensor(item, fetch) for item in node["items"]]
+        items = [_restore(item, fetch) for item in node["items"]]
         layout = torch.jagged if node["layout"] == "jagged" else torch.strided
-        return torch.nested.nested_tensor(items, layout=layout)
-    dtype = _read_dtype(node["dtype"])
+        return torch.nested.nested_tensor(items, dtype=dtype, layout=layout)
     if how == "meta":
         return torch.empty(node["shape"], dtype=dtype, device="meta")
     if how == "quantized":
@@ -151,6 +194,8 @@ def restore_tensor(node: Mapping[str, Any], fetch: Fetch) -> Tensor:
 
 def _restore_dense(node: Mapping[str, Any], dtype: torch.dtype, fetch: Fetch) -> Tensor:
     shape = node.get("single", node["shape"])
+    if any(size < 0 for size in (*shape, *node["shape"])):
+        raise ValueError(f"the shape {node['shape']}")
     order = node.get("order", list(range(len(shape))))
     physical = [shape[axis] for axis in order]
     if node["stored"] is None:
@@ -164,14 +209,14 @@ def _restore_dense(node: Mapping[str, Any], dtype: torch.dtype, fetch: Fetch) ->
 
 def _restore_sparse(node: Mapping[str, Any], fetch: Fetch) -> Tensor:
     """Return a sparse tensor; torch checks that its indices lie within it."""
-    values, size = restore_tensor(node["values"], fetch), node["shape"]
+    values, size = _restore(node["values"], fetch), node["shape"]
     if node["as"] == "sparse_coo":
-        indices = restore_tensor(node["indices"], fetch)
+        indices = _restore(node["indices"], fetch)
         made = torch.sparse_coo_tensor(indices, values, size, check_invariants=True)
         return made._coalesced_(node["is_coalesced"])
     return torch.sparse_compressed_tensor(
-        restore_tensor(node["compressed"], fetch),
-        restore_tensor(node["plain"], fetch),
+        _restore(node["compressed"], fetch),
+        _restore(node["plain"], fetch),
         values,
         size,
         layout=next(layout for layout, name in _COMPRESSED.items() if name == node["as"]),
@@ -180,11 +225,14 @@ def _restore_sparse(node: Mapping[str, Any], fetch: Fetch) -> Tensor:
 
 
 def _restore_quantized(node: Mapping[str, Any], fetch: Fetch) -> Tensor:
-    integers = restore_tensor(node["integers"], fetch)
+    integers = _restore(node["integers"], fetch)
     if "axis" not in node:
         return torch._make_per_tensor_quantized_tensor(integers, node["scale"], node["zero_point"])
-    scales, points = (restore_tensor(node[name], fetch) for name in ("scale", "zero_point"))
-    return torch._make_per_channel_quantized_tensor(integers, scales, points, node["axis"])
+    scales, points = (_restore(node[name], fetch) for name in ("scale", "zero_point"))
+    axis = node["axis"]
+    if not (0 <= axis < integers.ndim) or {*scales.shape, *points.shape} != {integers.shape[axis]}:
+        raise ValueError(f"scales of shape {_shape(scales)} along axis {axis}")
+    return torch._make_per_channel_quantized_tensor(integers, scales, points, axis)
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -192,7 +240,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _read_dtype(name: str) -> torch.dtype:
-    dtype = getattr(torch, name)
+    dtype = vars(torch).get(name)
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"{name} is no type of tensors")
     return dtype

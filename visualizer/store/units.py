@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from visualizer.store.durable import Owner, sync_file, sync_folder
 from visualizer.store.index import Row, as_read, render_index, seal
@@ -18,8 +18,12 @@ from visualizer.store.pieces import Piece, Ref
 from visualizer.store.shards import Written, key_of, write_shard
 from visualizer.store.values import encode
 
-__all__ = ["Content", "Final", "OnWritten", "Unit", "commit", "render_about"]
+__all__ = ["Content", "Final", "Memory", "OnWritten", "Unit", "commit", "render_about"]
 
+
+Memory = Literal["others", "watched", "ours"]
+"""Whose the memory of values is, before it is on the disk: others may write to it, so that it is
+copied; they may, and what they changed is left out; they do not."""
 
 OnWritten = Callable[[Row], None]
 """Is told a row that is on the disk, as one that was read would be."""
@@ -68,8 +72,7 @@ class Unit:
         number: The unit's.
         generation: Which writing of the store it belongs to.
         known: What was added before, here or to other units; the same bytes are written once.
-        is_guarded: Whether others may write to the memory before it is on the disk. Then it is
-            hashed again.
+        memory: Whose the values' memory is.
         rows: Its values.
         refs: The pieces of memory that it writes.
         nbytes: Their bytes, and about those of the rows that are not made yet.
@@ -79,7 +82,7 @@ class Unit:
     number: int
     generation: int
     known: dict[Content, Ref]
-    is_guarded: bool = False
+    memory: Memory = "others"
     rows: list[Added] = field(default_factory=list)
     refs: list[Ref] = field(default_factory=list)
     nbytes: int = 0
@@ -149,9 +152,11 @@ class Unit:
         if ref.digest is not None:
             same = self.known.setdefault((ref.digest, piece.dtype, piece.shape), ref)
             if same is not ref and not same.is_lost:
-                if self.is_guarded and same.piece is not None:
+                if self.memory == "watched" and same.piece is not None:
                     same.spare.append(piece)
                 return same
+            if self.memory == "others":
+                ref.piece = piece.copy()
         self.refs.append(ref)
         return ref
 
@@ -253,7 +258,7 @@ def _write_tensors(shard: Path, unit: Unit) -> tuple[Written | None, list[Row]]:
         for ref, piece in pieces:
             ref.digest = ref.digest or piece.hash()
         written = write_shard(shard, [piece for _, piece in pieces]) if pieces else None
-        if not (unit.is_guarded and _let_go_of_changed(unit.refs)):
+        if not (unit.memory == "watched" and _let_go_of_changed(unit.refs)):
             break
     unit.rows = [added for added in unit.rows if not added.is_lost]
     for number, (ref, _) in enumerate(pieces):

@@ -15,6 +15,7 @@ import fractions
 import functools
 import keyword
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -41,23 +42,33 @@ class Fields(dict[Any, Any]):
 
     Attributes:
         type_name: The class, as "module:qualname".
+        absent: Attributes that were None and no items, as what a model did not return.
     """
 
     type_name: str = "builtins:dict"
+    absent: tuple[str, ...] = ()
 
-    def __init__(self, type_name: str, items: Any) -> None:
+    def __init__(self, type_name: str, items: Any, absent: tuple[str, ...] = ()) -> None:
         super().__init__(items)
         object.__setattr__(self, "type_name", type_name)
+        object.__setattr__(self, "absent", absent)
 
     def __getattr__(self, name: str) -> Any:
         try:
             return self[name]
         except KeyError:
+            if name in self.absent:
+                return None
             raise AttributeError(f"{self.type_name} had no attribute {name!r}") from None
 
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, slice):  # no key of a dict, before Python 3.12
+            return tuple(dict.values(self))[key]
+        return super().__getitem__(key)
+
     def __missing__(self, key: object) -> Any:
-        if isinstance(key, int | slice):
-            return tuple(self.values())[key]
+        if isinstance(key, int):
+            return tuple(dict.values(self))[key]
         raise KeyError(key)
 
     def __repr__(self) -> str:
@@ -103,7 +114,7 @@ class _Encoder:
         if make_number is not None:
             return make_number(value)
         if id(value) in self._nodes:
-            return self._same(self._nodes[id(value)])
+            return self._same(value, self._nodes[id(value)])
         if depth > _DEEPEST:
             return _skipped(value, f"nested deeper than {_DEEPEST}")
         for recognises, make in _CONTAINERS:
@@ -111,11 +122,17 @@ class _Encoder:
                 node: dict[str, Any] = {}
                 self._nodes[id(value)] = node
                 self._met.append(value)
-                node |= make(self, value, depth + 1) or _skipped(value)
+                try:
+                    made = make(self, value, depth + 1)
+                except Exception as error:  # of somebody's class: its items, its fields
+                    made = _skipped(value, f"it raised {type(error).__name__}: {error}")
+                node |= made or _skipped(value)
                 return node
         return _skipped(value.value if isinstance(value, Reference) else value)
 
-    def _same(self, node: dict[str, Any]) -> dict[str, Any]:
+    def _same(self, value: Any, node: dict[str, Any]) -> dict[str, Any]:
+        if "kind" not in node and isinstance(value, tuple | np.ma.MaskedArray):
+            return _skipped(value, "it is in itself, and can't be made before its parts")
         if "id" not in node:
             node["id"] = self._shared
             self._shared += 1
@@ -130,7 +147,7 @@ class _Encoder:
 
     def of_tuple(self, value: tuple[Any, ...], depth: int) -> dict[str, Any]:
         names: tuple[str, ...] = getattr(value, "_fields", None) or _match_args(value)
-        if type(value) is tuple or len(names) != len(value):
+        if type(value) is tuple or len(names) != len(value) or not all(map(_is_text, names)):
             return self.of_items("tuple", value, depth)
         return self.of_items("named", value, depth, type=_type_name(value), names=list(names))
 
@@ -139,8 +156,11 @@ class _Encoder:
             return self.of_pairs("dict", value.items(), depth)
         if type(value) is collections.OrderedDict:
             return self.of_pairs("ordered", value.items(), depth)
-        name = value.type_name if isinstance(value, Fields) else _type_name(value)
-        return self.of_pairs("fields", value.items(), depth, type=name)
+        if isinstance(value, Fields):
+            name, absent = value.type_name, list(value.absent)
+        else:
+            name, absent = _type_name(value), _absent(value)
+        return self.of_pairs("fields", value.items(), depth, type=name, absent=absent)
 
     def of_dataclass(self, value: Any, depth: int) -> dict[str, Any]:
         names = [field.name for field in dataclasses.fields(value)]
@@ -158,9 +178,20 @@ class _Encoder:
         parts = value.data, np.ma.getmaskarray(value), np.asarray(value.fill_value)
         return self.of_items("masked", map(np.asarray, parts), depth)
 
+    def of_number(self, value: Any, depth: int) -> dict[str, Any] | None:
+        if isinstance(value, str | bytes):  # an array would drop NULs at its end
+            plain = "".join(value) if isinstance(value, str) else bytes(value)
+            return {"kind": "numpy", "as": self.encode(plain, depth)}
+        array = describe_array(np.asarray(value), self._add)
+        return None if array is None else {"kind": "number", "array": array}
+
     def of_array(self, value: Any, depth: int) -> dict[str, Any] | None:
+        shape = list(value.shape)
+        if value.dtype.kind == "T":
+            missing = self.encode(getattr(value.dtype, "na_object", ...), depth)
+            return self.of_items("strings", value.ravel(), depth, shape=shape, missing=missing)
         if value.dtype == object:
-            return self.of_items("objects", value.ravel(), depth, shape=list(value.shape))
+            return self.of_items("objects", value.ravel(), depth, shape=shape)
         return describe_array(np.asarray(value), self._add)
 
 
@@ -169,14 +200,36 @@ def _match_args(value: Any) -> tuple[str, ...]:
     return getattr(type(value), "__match_args__", ())
 
 
+def _absent(value: dict[Any, Any]) -> list[str]:
+    """Return the attributes of a dict with fields, as a `ModelOutput`, that are no items of it."""
+    described: Any = value
+    names = [field.name for field in dataclasses.fields(described)] if _has_fields(value) else []
+    return [name for name in names if name not in value and getattr(value, name, ...) is None]
+
+
+def _has_fields(value: Any) -> bool:
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def _is_text(value: Any) -> bool:
+    return type(value) is str
+
+
 def _is_json(value: Any) -> bool:
     kind = type(value)
     if kind is int:
         return bool(-(2**63) <= value < 2**63)
-    return kind in (str, bool, type(None)) or (kind is float and math.isfinite(value))
+    if kind is str:
+        return value.isascii() or not _SURROGATE.search(value)
+    return kind in (bool, type(None)) or (kind is float and math.isfinite(value))
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""JSON would read two halves of a character as that character."""
 
 
 _NUMBERS: dict[type, Callable[[Any], dict[str, Any]]] = {
+    str: lambda value: {"kind": "str", "hex": value.encode("utf-8", "surrogatepass").hex()},
     int: lambda value: {"kind": "int", "hex": hex(value)},
     float: lambda value: {"kind": "float", "text": repr(value)},
     complex: lambda value: {"kind": "complex", "text": repr(value)},
@@ -194,18 +247,12 @@ _NUMBERS: dict[type, Callable[[Any], dict[str, Any]]] = {
 
 _CONTAINERS: tuple[tuple[Callable[[Any], bool], Any], ...] = (
     (
-        lambda value: isinstance(value, Tensor),
+        lambda value: issubclass(type(value), Tensor),  # a mock says that it is an instance
         lambda encoder, value, depth: describe_tensor(value, encoder._add),
     ),
     (lambda value: isinstance(value, np.ma.MaskedArray), _Encoder.of_masked),
     (lambda value: isinstance(value, np.ndarray), _Encoder.of_array),
-    (
-        lambda value: isinstance(value, np.generic),
-        lambda encoder, value, depth: {
-            "kind": "number",
-            "array": describe_array(np.asarray(value), encoder._add),
-        },
-    ),
+    (lambda value: isinstance(value, np.generic), _Encoder.of_number),
     (
         lambda value: type(value) is list,
         lambda encoder, value, depth: encoder.of_items("list", value, depth),
@@ -222,7 +269,7 @@ _CONTAINERS: tuple[tuple[Callable[[Any], bool], Any], ...] = (
         },
     ),
     (
-        lambda value: dataclasses.is_dataclass(value) and not isinstance(value, type | Reference),
+        lambda value: _has_fields(value) and not isinstance(value, Reference),
         _Encoder.of_dataclass,
     ),
     (
@@ -296,17 +343,16 @@ class _Decoder:
     def to_dict(self, node: Mapping[str, Any]) -> dict[Any, Any]:
         kinds = {"dict": dict, "ordered": collections.OrderedDict}
         kind = kinds.get(node["kind"])
-        made: dict[Any, Any] = self._remember(
-            node, kind() if kind is not None else Fields(str(node["type"]), ())
-        )
-        made.update(self.pairs(node))
+        made: dict[Any, Any] = kind() if kind is not None else _no_fields(node)
+        self._remember(node, made).update(self.pairs(node))
         return made
 
     def to_named(self, node: Mapping[str, Any]) -> tuple[Any, ...]:
         items = tuple(self.items(node))
         if node["type"] == _INPUTS:
             return ModuleInputs(*items)
-        cls = _named_tuple(str(node["type"]), tuple(node["names"]))
+        names = tuple(node["names"])
+        cls = _named_tuple(str(node["type"]), names) if len(names) == len(items) else None
         return items if cls is None else cls(*items)
 
     def to_bytes(self, node: Mapping[str, Any]) -> bytes | bytearray:
@@ -323,12 +369,26 @@ class _Decoder:
             made[place] = item
         return made
 
+    def to_strings(self, node: Mapping[str, Any]) -> Any:
+        missing = self.decode(node["missing"])
+        options = {} if missing is ... else {"na_object": missing}
+        dtype: Any = np.dtypes.StringDType(**options)
+        return np.array(list(self.items(node)), dtype).reshape(node["shape"])
+
+    def to_numpy(self, node: Mapping[str, Any]) -> Any:
+        value = self.decode(node["as"])
+        return np.str_(value) if isinstance(value, str) else np.bytes_(value)
+
     def to_masked(self, node: Mapping[str, Any]) -> Any:
         values, mask, fill = self.items(node)
         return np.ma.MaskedArray(values, mask, fill_value=fill)
 
 
 _INPUTS = f"{ModuleInputs.__module__}:{ModuleInputs.__qualname__}"
+
+
+def _no_fields(node: Mapping[str, Any]) -> Fields:
+    return Fields(str(node["type"]), (), tuple(map(str, node.get("absent", ()))))
 
 
 def _whole(text: str) -> int:
@@ -338,6 +398,7 @@ def _whole(text: str) -> int:
 _KINDS: dict[str, Callable[[_Decoder, Mapping[str, Any]], Any]] = {
     "int": lambda decoder, node: _whole(node["hex"]),
     "float": lambda decoder, node: float(node["text"]),
+    "str": lambda decoder, node: bytes.fromhex(node["hex"]).decode("utf-8", "surrogatepass"),
     "complex": lambda decoder, node: complex(node["text"]),
     "fraction": lambda decoder, node: fractions.Fraction(*map(_whole, node["hex"])),
     "decimal": lambda decoder, node: decimal.Decimal(node["text"]),
@@ -356,6 +417,8 @@ _KINDS: dict[str, Callable[[_Decoder, Mapping[str, Any]], Any]] = {
     "bytes": _Decoder.to_bytes,
     "bytearray": _Decoder.to_bytes,
     "objects": _Decoder.to_objects,
+    "strings": _Decoder.to_strings,
+    "numpy": _Decoder.to_numpy,
     "masked": _Decoder.to_masked,
 }
 
@@ -363,10 +426,13 @@ _KINDS: dict[str, Callable[[_Decoder, Mapping[str, Any]], Any]] = {
 @functools.lru_cache(maxsize=256)
 def _named_tuple(type_name: str, names: tuple[str, ...]) -> Any:
     """Return a named tuple; None where the names are none that one can have."""
-    name = type_name.rpartition(":")[2].rpartition(".")[2]
+    module, _, qualname = type_name.rpartition(":")
+    name = qualname.rpartition(".")[2]
     try:
         if all(each.isidentifier() and not keyword.iskeyword(each) for each in (name, *names)):
-            return collections.namedtuple(name, names)
+            made: Any = collections.namedtuple(name, names, module=module)  # type: ignore[misc]
+            made.__qualname__ = qualname  # so that it is the same when it is stored again
+            return made
     except (ValueError, AttributeError):  # twice the same, or with an underscore before it
         pass
     return None

@@ -25,7 +25,7 @@ from visualizer.store.index import Row
 from visualizer.store.layout import Layout
 from visualizer.store.pieces import Ref, hash_of
 from visualizer.store.queue import at_exit, queue
-from visualizer.store.units import Content, Final, OnWritten, Unit, commit
+from visualizer.store.units import Content, Final, Memory, OnWritten, Unit, commit
 
 __all__ = ["UNIT_BYTES", "StoreWriter"]
 
@@ -47,8 +47,9 @@ class StoreWriter:
         spec: What was asked for; its hash tells whether two stores hold the same.
         overwrite: Replace the store that is there, once this one is whole.
         is_in_background: Write in a thread. Errors are raised by the next `add`, and by `close`.
-        is_guarded: Others may write to the values' memory before it is on the disk. What was
-            changed so is left out, and `close` raises.
+        memory: Whose the values' memory is, before it is on the disk. "others": it is copied.
+            "watched": it is not, and what was changed meanwhile is left out, and `close` raises.
+            "ours": nobody changes it.
         max_bytes: How many bytes may wait for the thread.
     Raises:
         StoreExistsError: There is a store already, or something else.
@@ -63,11 +64,11 @@ class StoreWriter:
         spec: Any = None,
         overwrite: bool = False,
         is_in_background: bool = False,
-        is_guarded: bool = False,
+        memory: Memory = "others",
         max_bytes: int | None = None,
     ) -> None:
         self._layout = Layout(Path(os.path.expanduser(os.fspath(path))).absolute())
-        self._is_in_background, self._is_guarded = is_in_background, is_guarded
+        self._is_in_background, self._memory = is_in_background, memory
         self._max_bytes = max_bytes
         self._unit_bytes = UNIT_BYTES if max_bytes is None else min(UNIT_BYTES, max_bytes // 2)
         self._known: dict[Content, Ref] = {}
@@ -89,7 +90,7 @@ class StoreWriter:
                 self._owner.release()
                 raise
         self._units: list[int] = []
-        self._unit = Unit(first, self._generation, self._known, is_guarded)
+        self._unit = Unit(first, self._generation, self._known, memory)
         self._pid = os.getpid()
         _open_writers.add(self)
 
@@ -107,7 +108,7 @@ class StoreWriter:
         """Add a value.
 
         Args:
-            row: Its facts, with the value itself as `value`.
+            row: Its facts, with the value itself, as it is now, as `value`.
             on_written: Is told the row once it is on the disk, by the thread that wrote it.
         Raises:
             StoreWriteError: Writing failed, now or before.
@@ -237,7 +238,7 @@ class StoreWriter:
 
     def _hand_over(self, about: Mapping[str, Any] | None) -> None:
         unit = self._unit
-        self._unit = Unit(unit.number + 1, self._generation, self._known, self._is_guarded)
+        self._unit = Unit(unit.number + 1, self._generation, self._known, self._memory)
         self._units.append(unit.number)
         final = None if about is None else Final(about, tuple(self._units))
 
