@@ -32,13 +32,14 @@ def check_place(layout: Layout, overwrite: bool) -> None:
     root = layout.root
     if root.exists() and not root.is_dir():
         raise StoreExistsError(f"{root} is a file; give the path of a folder that is to be made")
-    is_there = layout.is_there()
+    is_mixed = root.exists() and not all(map(layout.is_beginning, root.iterdir()))
+    is_there = layout.is_there()  # after that: another process may begin one meanwhile
     if is_there and not overwrite:
         raise StoreExistsError(
             f"{root} holds a store already. Give another path, or overwrite=True to replace it; "
             f"it stays until the new one is whole"
         )
-    if not is_there and root.exists() and not all(map(layout.is_beginning, root.iterdir())):
+    if is_mixed and not is_there:
         raise StoreExistsError(
             f"{root} has other files in it, and nothing is mixed with them. Give a path that does "
             f"not exist, as {root / 'run'}"
