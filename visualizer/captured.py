@@ -240,9 +240,10 @@ class Captured:
         its graph; `torch.load(file, weights_only=True)` reads it. `<var>` is the local's name, the
         module's path within its layer (`mlp`, and `mlp.input` for what it was called with), or
         `attn_weight`. `<i>` is the number in the module's path; values outside of layers lie above
-        the layers' folders. Where several modules or functions would share a name, it is the whole
-        path instead (a local comes before modules, and keeps its name); several calls become `mlp.call_0.pt`, `mlp.call_1.pt`. `names.json` says what
-        files are whose names were changed so, or since no file can be called like that.
+        the layers' folders. Where several would share a name, it is the whole path instead (a
+        local comes before modules, and keeps its name); several calls become `mlp.call_0.pt`,
+        `mlp.call_1.pt`. `names.json` says what files are whose names were changed so, or since no
+        file can be called like that.
 
         Args:
             base: Where the tree is; "~" is your home.

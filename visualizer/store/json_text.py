@@ -17,6 +17,8 @@ __all__ = ["JsonText"]
 
 _PART = 2**16
 """Numbers that are turned into text at once."""
+_WHOLE_BYTES = 64 * 2**20
+"""Maps up to this are computed at once, as `weights()` does; rows may differ in their last bits."""
 
 
 class JsonText:
@@ -131,6 +133,8 @@ class JsonText:
 
     def _map(self, made: AttentionMap) -> None:
         """Write an attention map, shape `(batch, head, query, key)`, some rows at a time."""
+        if made.nbytes <= _WHOLE_BYTES:
+            return self._part(made.weights())
         batch, heads, queries, keys = made.shape
         step = max(1, _PART // max(1, keys))
 
@@ -141,7 +145,7 @@ class JsonText:
                 self.raw(f"{',' if start else ''}{text[1:-1]}")
             self.raw("]")
 
-        self.items(
+        return self.items(
             lambda item=item: self.items(  # type: ignore[misc]
                 lambda head=head: rows(item, head)  # type: ignore[misc]
                 for head in range(heads)
