@@ -238,12 +238,11 @@ class Captured:
 
         Each file holds one value, in the type that it had in the program, on the CPU and without
         its graph; `torch.load(file, weights_only=True)` reads it. `<var>` is the local's name, the
-        module's path within its layer (`mlp`, and `mlp.input` for what it was called with), or
-        `attn_weight`. `<i>` is the number in the module's path; values outside of layers lie above
-        the layers' folders. Where several would share a name, it is the whole path instead (a
-        local comes before modules, and keeps its name); several calls become `mlp.call_0.pt`,
-        `mlp.call_1.pt`. `names.json` says what files are whose names were changed so, or since no
-        file can be called like that.
+        module's path within its layer (`mlp`, or `mlp.input` for what it was called with), or
+        `attn_weight`. `<i>` is the number in the module's path; what is outside of layers lies
+        above their folders. Where several would share a name, it is the whole path (a local keeps
+        its name beside modules); several calls become `mlp.call_0.pt`, `mlp.call_1.pt`. For names
+        that were changed so, or that no file can have, `names.json` says what the files are.
 
         Args:
             base: Where the tree is; "~" is your home.
@@ -253,8 +252,7 @@ class Captured:
             max_map_bytes: How large a map may be; a larger one is left out.
             overwrite: Replace files that are there. Others stay.
         Returns:
-            What was written, and what was left out: what is no tensor, number or text, or no list,
-            tuple or dict of these.
+            What was written, and what was left out: what is neither tensor, number nor text.
         Raises:
             OutOfRangeError: The identifier is not the name of one folder.
             StoreExistsError: A file is there already; nothing was written.
@@ -283,11 +281,10 @@ class Captured:
     ) -> Export:
         """Write modules and their attention maps to a JSON file, by kind of module.
 
-        `captured` has `attention_outputs`, `mlp_outputs` and `other_outputs`, and these have
-        `{path: {"output": …}}`. The output of a module that attends is a list whose element 1 are
-        the weights, shape `(batch, head, query, key)`. "input" has positional arguments, and
-        behind them an object of the others; a module that was called several times has its last
-        call there, and all of them under "calls". NaN is null, infinities are 1e999 and -1e999.
+        The output of a module that attends is a list whose element 1 are the weights, shape
+        `(batch, head, query, key)`. "input" has positional arguments, and behind them an object of
+        the others; of several calls, "output" is the last, and "calls" has all of them. NaN is
+        null, infinities are 1e999 and -1e999.
 
         Args:
             path: The file.
@@ -325,11 +322,9 @@ class Captured:
     ) -> Export:
         """Write everything to one file that `np.load` reads, without pickle.
 
-        Keys are what is written to read a value here: `modules.blocks.3.mlp`, and
-        `modules.blocks.3.mlp.call_1` for `captured.modules["blocks.3.mlp"][1]` where there are
-        several; items of tuples and dicts follow behind a dot. A key that no file could be called
-        is changed, and `names.json` in the file says how. bfloat16 and float8 are float32, as
-        numpy does not have them.
+        Keys are as values are read here: `modules.blocks.3.mlp`, and `….call_1` for its entry 1
+        where there are several; items of tuples and dicts follow behind a dot. A key that no file
+        can have is changed, and `names.json` within says how. bfloat16 and float8 are float32.
 
         Args:
             path: The file.

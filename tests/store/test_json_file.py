@@ -26,7 +26,7 @@ from tests.store.exporting import (
     llama,
     odd_values,
 )
-from visualizer.errors import ExportTooLargeError, StoreExistsError, StoreWriteError
+from visualizer.errors import ExportTooLargeError, ShapeError, StoreExistsError, StoreWriteError
 from visualizer.store import json_file
 from visualizer.store.module_names import category_of, layer_of, pattern_of
 
@@ -425,6 +425,26 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
     (tmp_path / "link.json").symlink_to(tmp_path / "there" / "out.json")
     captured_llama().save_json(tmp_path / "link.json")
     assert (tmp_path / "link.json").is_symlink() and read(tmp_path / "there" / "out.json")
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [[5, 6], (5, 6), torch.tensor([5, 6]), torch.tensor([[5, 6]]), [torch.tensor([5, 6])]],
+    ids=range(5),
+)
+def test_input_ids_are_lists_of_lists(tmp_path: Path, ids: Any) -> None:
+    captured = odd_values(lambda: 1)
+    assert save(captured, tmp_path, input_ids=ids)["input_ids"] == [[5, 6]]
+
+
+def test_the_model_is_its_class_where_it_has_no_name(tmp_path: Path) -> None:
+    captured = odd_values(lambda: 1)
+    found = save(captured, tmp_path)
+    assert found["model"] == "tests.store.exporting:Returning" and found["prompt"] is None
+    with pytest.raises(TypeError, match="expected its name"):
+        captured.save_json(tmp_path / "new.json", model=nn.Linear(1, 1))
+    with pytest.raises(ShapeError, match="can't be read as numbers"):
+        captured.save_json(tmp_path / "new.json", input_ids="text")
 
 
 def test_hostile_names_are_keys(tmp_path: Path) -> None:

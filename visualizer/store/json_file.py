@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
 from visualizer._block.entry import Entry
 from visualizer._block.views import CaptureRecord
 from visualizer.attention import AttentionMap
@@ -54,10 +56,13 @@ def save_json(
         force: However large it becomes.
         overwrite: Replace the file that is there.
     Raises:
+        TypeError, ShapeError: A name that is no string, tokens that are no numbers.
         ExportTooLargeError: It would be larger than 50 MB; nothing is left behind.
         StoreExistsError: There is a file.
         StoreWriteError: It can't be written; nothing is left behind.
     """
+    if model is not None and not isinstance(model, str):
+        raise TypeError(f"model is a {type(model).__name__}; expected its name, as a string")
     target = expanded(path)
     check_free(target, overwrite=overwrite)
     document = _Document(record, attention)
@@ -83,13 +88,21 @@ def _too_large(where: str, size: str) -> str:
 
 
 def _ids(input_ids: Any) -> Any:
-    """Return tokens as a list of lists."""
+    """Return tokens as a list of lists.
+
+    Raises:
+        ShapeError: They are no tokens.
+    """
     if input_ids is None:
         return None
-    found = input_ids.tolist() if hasattr(input_ids, "tolist") else list(input_ids)
-    if not isinstance(found, list):
-        raise ShapeError(f"input_ids is {input_ids!r}; expected the tokens of each text")
-    return found if any(isinstance(item, list | tuple) for item in found) else [found]
+    parts = input_ids if isinstance(input_ids, list | tuple) else [input_ids]
+    try:
+        arrays = [np.asarray(part, np.int64) for part in parts]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ShapeError(f"input_ids can't be read as numbers: {error}") from error
+    if all(array.ndim == 0 for array in arrays):
+        return [[int(array) for array in arrays]]
+    return [row for array in arrays for row in np.atleast_2d(array).tolist()]
 
 
 def _locals(record: CaptureRecord) -> list[LeftOut]:

@@ -23,7 +23,7 @@ def safe_name(name: str) -> str:
 
     Example:
         >>> safe_name("blocks.3.mlp"), safe_name("../x")
-        ('blocks.3.mlp', 'x~f84eff1e')
+        ('blocks.3.mlp', 'x~d6b96a97')
     """
     if _PLAIN.fullmatch(name) and len(name) <= _LONGEST and not _DEVICES.fullmatch(name):
         return name
