@@ -240,9 +240,9 @@ class Captured:
         its graph; `torch.load(file, weights_only=True)` reads it. `<var>` is the local's name, the
         module's path within its layer (`mlp`, or `mlp.input` for what it was called with), or
         `attn_weight`. `<i>` is the number in the module's path; what is outside of layers lies
-        above their folders. Where several would share a name, it is the whole path (a local keeps
-        its name beside modules); several calls become `mlp.call_0.pt`, `mlp.call_1.pt`. For names
-        that were changed so, or that no file can have, `names.json` says what the files are.
+        above their folders. Where several would share a name, or there are several stacks of
+        layers, it is the whole path (a local keeps its name beside modules); several calls become
+        `mlp.call_0.pt`, `mlp.call_1.pt`. `names.json` says what such files are.
 
         Args:
             base: Where the tree is; "~" is your home.

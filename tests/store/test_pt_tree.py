@@ -195,6 +195,37 @@ def test_two_modules_of_one_layer_have_their_whole_paths(tmp_path: Path) -> None
         assert np.array_equal(found[file], made.weights())
 
 
+def test_layers_of_two_stacks_are_told_apart(tmp_path: Path) -> None:
+    model = Sides()
+    wanted = ["encoder.blocks.*.mlp", "decoder.blocks.*.attn", "decoder.head"]
+    taken = visualizer.capture(model, modules=wanted, attention=False)
+    with torch.no_grad(), taken as captured:
+        model(numbers())
+    captured.save_pt(tmp_path, "run")
+    assert set(files(tmp_path / "run")) == {
+        *(f"layer_{n}/encoder.blocks.{n}.mlp.pt" for n in range(2)),
+        *(f"layer_{n}/decoder.blocks.{n}.attn.pt" for n in range(3)),
+        "decoder.head.pt",
+    }
+
+
+def test_the_model_itself_and_what_is_outside(tmp_path: Path) -> None:
+    model = Tiny(1)
+    with torch.no_grad(), visualizer.capture(model, modules=[""]) as captured:
+        model(numbers())
+    captured.save_pt(tmp_path, "run")
+    found = files(tmp_path / "run")
+    assert set(found) == {"model.pt", "layer_0/attn_weight.pt"}
+    captured.save_npz(tmp_path / "out.npz")
+    assert set(np.load(tmp_path / "out.npz")) == {"modules", "attention.blocks.0.attn"}
+    with torch.no_grad(), visualizer.capture() as captured:
+        nn.functional.scaled_dot_product_attention(*[torch.randn(1, 2, 3, 4)] * 3)
+    captured.save_pt(tmp_path, "none")
+    assert set(files(tmp_path / "none")) == {"attn_weight.pt"}
+    captured.save_npz(tmp_path / "none.npz")
+    assert set(np.load(tmp_path / "none.npz")) == {"attention.outside_of_modules"}
+
+
 def test_a_pattern_says_what_is_a_layer(tmp_path: Path) -> None:
     model = nn.Sequential()
     model.layer1, model.layer2 = nn.Sequential(nn.Linear(4, 4)), nn.Sequential(nn.Linear(4, 4))

@@ -68,14 +68,22 @@ def _groups(record: CaptureRecord, attention: bool) -> Iterator[tuple[str, str, 
         for variable, site in function.sites.items():
             yield "local", f"locals.{shown}.{variable}", site.entries
     for path, entries in record.outputs().items():
-        yield "output", f"modules.{path}", entries
+        yield "output", _key("modules", path), entries
     for path, entries in record.inputs().items():
-        yield "input", f"inputs.{path}", entries
+        yield "input", _key("inputs", path), entries
     maps: dict[str | None, list[AttentionMap]] = {}
     for made in record.attention.maps if attention and record.attention is not None else ():
         maps.setdefault(made.module_path, []).append(made)
     for where, group in maps.items():
-        yield "attention", "attention" if where is None else f"attention.{where}", group
+        yield (
+            "attention",
+            _key("attention", "outside_of_modules" if where is None else where),
+            group,
+        )
+
+
+def _key(kind: str, path: str) -> str:
+    return f"{kind}.{path}" if path else kind  # "" is the model itself
 
 
 def read_plain(item: Item, leave_out: LeaveOut, *, max_bytes: int) -> Any:

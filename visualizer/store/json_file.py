@@ -214,7 +214,8 @@ class _Document:
     def _call(
         self, text: JsonText, path: str, call: ModuleCall
     ) -> list[tuple[str, Callable[[], None]]]:
-        name, given = f"modules.{path}[{call.number}]", f"inputs.{path}[{call.number}]"
+        place = f"{path and '.'}{path}[{call.number}]"
+        name, given = f"modules{place}", f"inputs{place}"
 
         def output() -> None:
             value = self._plain(call.output, name)

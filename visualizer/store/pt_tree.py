@@ -22,7 +22,7 @@ from visualizer.errors import StoreWriteError
 from visualizer.store.aside import check_free, expanded, written_aside
 from visualizer.store.contents import Item, items_of, read_plain
 from visualizer.store.exported import Export, LeftOut
-from visualizer.store.module_names import layer_of
+from visualizer.store.module_names import layer_of, pattern_of
 from visualizer.store.plain import OMITTED, LeaveOut
 from visualizer.store.safe_names import Names, check_folder_name
 
@@ -41,12 +41,15 @@ class _Place:
         short: Its name there, if that is only one's.
         full: Its name else.
         is_local: Whether it is a local, which keeps its name before others do.
+        stack: The path of the layers it is one of, as "encoder.layers."; None for locals, and
+            outside of layers.
     """
 
     folder: tuple[str, ...]
     short: str
     full: str
     is_local: bool = False
+    stack: str | None = None
 
 
 def save_tree(
@@ -120,10 +123,12 @@ def _place(item: Item, patterns: Sequence[str], steps: bool) -> _Place:
     if isinstance(source, Entry) and item.kind == "local":
         function = item.key.removeprefix("locals.")
         return _Place(tuple(folder), str(source.variable), f"{whole}.{function}".strip("."), True)
+    stack = None if found is None else pattern_of(str(path)).partition("{layer}")[0]
     if item.kind == "attention":
-        return _Place(tuple(folder), _ATTENTION, f"{whole}.{_ATTENTION}".strip("."))
+        full = f"{whole}.{_ATTENTION}".strip(".")
+        return _Place(tuple(folder), _ATTENTION, full, stack=stack)
     ending = ".input" if item.kind == "input" else ""
-    return _Place(tuple(folder), f"{rest}{ending}", f"{whole}{ending}")
+    return _Place(tuple(folder), f"{rest}{ending}", f"{whole}{ending}", stack=stack)
 
 
 def _file_names(
@@ -132,14 +137,11 @@ def _file_names(
     """Return the file of each value, and of those whose name was changed what they are.
 
     Where a short name in one folder would be that of several modules or functions, all that have
-    it get their full one, in every folder; but for a local, beside which modules get theirs.
-    Several calls in one folder are numbered.
+    it get their full one, in every folder; but for a local, beside which modules get theirs. So do
+    all modules where they are of several stacks, as of an encoder and a decoder. Several calls in
+    one folder are numbered.
     """
-    shared = _shared(places)
-    wanted = [
-        (place.folder, place.full if (place.short, place.is_local) in shared else place.short)
-        for place in places
-    ]
+    wanted = [(place.folder, name) for place, name in zip(places, _names(places), strict=True)]
     counts, numbers = Counter(wanted), Counter[Any]()
     taken: dict[tuple[str, ...], Names] = {}
     files, renamed = [], {}
@@ -154,6 +156,18 @@ def _file_names(
         if made != place.short:
             renamed[file] = {"name": plain, **item.facts}
     return files, renamed
+
+
+def _names(places: Sequence[_Place]) -> list[str]:
+    """Return the names of the files, but for the calls' numbers."""
+    shared = _shared(places)
+    is_mixed = len({place.stack for place in places} - {None}) > 1
+    return [
+        place.full
+        if (place.short, place.is_local) in shared or (is_mixed and place.stack is not None)
+        else place.short
+        for place in places
+    ]
 
 
 def _shared(places: Iterable[_Place]) -> set[tuple[str, bool]]:
