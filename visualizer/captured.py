@@ -15,6 +15,7 @@ from visualizer._block.block import Block
 from visualizer._block.options import Keep
 from visualizer._block.views import AttentionView, CaptureRecord, LocalsView, ModulesView
 from visualizer._capture.notices import notify
+from visualizer.attention.sizes import MAX_BYTES
 from visualizer.errors import (
     CaptureWarning,
     DamagedError,
@@ -23,6 +24,10 @@ from visualizer.errors import (
     VisualizerError,
 )
 from visualizer.store.captures import StoredCapture
+from visualizer.store.exported import Export
+from visualizer.store.json_file import save_json
+from visualizer.store.npz_file import save_npz
+from visualizer.store.pt_tree import save_tree
 from visualizer.store.reader import Store
 from visualizer.store.saving import Saving, raise_errors, save_capture
 from visualizer.store.spilling import Spill
@@ -261,6 +266,127 @@ class Captured:
         """
         return save_capture(
             self._record, self.annotations, path, overwrite=overwrite, background=background
+        )
+
+    def save_pt(
+        self,
+        base: str | os.PathLike[str] = "./vistvis_runs",
+        identifier: str = "global",
+        *,
+        steps: bool | None = None,
+        attention: bool = True,
+        max_map_bytes: int = MAX_BYTES,
+        overwrite: bool = False,
+    ) -> Export:
+        """Write everything as `<base>/<identifier>/[step_<n>/]layer_<i>/<var>.pt`.
+
+        Each file holds one value, in the type that it had in the program, on the CPU and without
+        its graph; `torch.load(file, weights_only=True)` reads it. `<var>` is the local's name, the
+        module's path within its layer (`mlp`, or `mlp.input` for what it was called with), or
+        `attn_weight`. `<i>` is the number in the module's path; what is outside of layers lies
+        above their folders. Where several would share a name, or there are several stacks of
+        layers, it is the whole path (a local keeps its name beside modules); several calls become
+        `mlp.call_0.pt`, `mlp.call_1.pt`. `names.json` says what such files are.
+
+        Args:
+            base: Where the tree is; "~" is your home.
+            identifier: The name of its own folder.
+            steps: Whether each forward of the model has a folder; None is where there are several.
+            attention: Whether attention maps are written, as weights.
+            max_map_bytes: How large a map may be; a larger one is left out.
+            overwrite: Replace files that are there. Others stay.
+        Returns:
+            What was written, and what was left out: what is neither tensor, number nor text.
+        Raises:
+            OutOfRangeError: The identifier is not the name of one folder.
+            StoreExistsError: A file is there already; nothing was written.
+            StoreWriteError: A file can't be written; those before it are there.
+        """
+        return save_tree(
+            self._record,
+            base,
+            identifier,
+            steps=steps,
+            attention=attention,
+            max_map_bytes=max_map_bytes,
+            overwrite=overwrite,
+        )
+
+    def save_json(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        model: str | None = None,
+        prompt: str | None = None,
+        input_ids: Any = None,
+        attention: bool = True,
+        force: bool = False,
+        overwrite: bool = False,
+    ) -> Export:
+        """Write modules and their attention maps to a JSON file, by kind of module.
+
+        The output of a module that attends is a list whose element 1 are the weights, shape
+        `(batch, head, query, key)`. "input" has positional arguments, and behind them an object of
+        the others; of several calls, "output" is the last, and "calls" has all of them. NaN is
+        null, infinities are 1e999 and -1e999.
+
+        Args:
+            path: The file.
+            model: The model's name; its class if not given.
+            prompt: The text it was given.
+            input_ids: The tokens of that.
+            attention: Whether attention maps are written.
+            force: Write it, however large it becomes.
+            overwrite: Replace the file that is there.
+        Returns:
+            What was written, and what was left out, as locals are.
+        Raises:
+            ExportTooLargeError: It would have more than 50 MB; nothing was written.
+            StoreExistsError: There is a file.
+            StoreWriteError: It can't be written.
+        """
+        return save_json(
+            self._record,
+            path,
+            model=model,
+            prompt=prompt,
+            input_ids=input_ids,
+            attention=attention,
+            force=force,
+            overwrite=overwrite,
+        )
+
+    def save_npz(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        attention: bool = True,
+        max_map_bytes: int = MAX_BYTES,
+        overwrite: bool = False,
+    ) -> Export:
+        """Write everything to one file that `np.load` reads, without pickle.
+
+        Keys are as values are read here: `modules.blocks.3.mlp`, and `….call_1` for its entry 1
+        where there are several; items of tuples and dicts follow behind a dot. A key that no file
+        can have is changed, and `names.json` within says how. bfloat16 and float8 are float32.
+
+        Args:
+            path: The file.
+            attention: Whether attention maps are written, as weights.
+            max_map_bytes: How large a map may be; a larger one is left out.
+            overwrite: Replace the file that is there.
+        Returns:
+            What was written, and what was left out: what is no array, number or text.
+        Raises:
+            StoreExistsError: There is a file.
+            StoreWriteError: It can't be written.
+        """
+        return save_npz(
+            self._record,
+            path,
+            attention=attention,
+            max_map_bytes=max_map_bytes,
+            overwrite=overwrite,
         )
 
     def explain(self) -> str:

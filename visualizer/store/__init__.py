@@ -1,5 +1,6 @@
 """Values on the disk that survive: written in units, each whole or not there at all."""
 
+from visualizer.store.exported import Export, LeftOut
 from visualizer.store.index import Row
 from visualizer.store.reader import Damage, Store
 from visualizer.store.saving import Saving
@@ -9,7 +10,9 @@ from visualizer.store.writer import StoreWriter
 
 __all__ = [
     "Damage",
+    "Export",
     "Fields",
+    "LeftOut",
     "Report",
     "Row",
     "Saving",
