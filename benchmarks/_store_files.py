@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import safetensors.torch
@@ -39,7 +39,11 @@ __all__ = [
 OURS = "captured.save"
 RAW = "raw write + fsync"
 
-Write = Callable[[Path, Sequence[Tensor]], None]
+
+class Write(Protocol):
+    """Writes tensors into a folder."""
+
+    def __call__(self, folder: Path, tensors: Sequence[Tensor]) -> None: ...
 
 
 class _Returns(nn.Module):
@@ -116,7 +120,7 @@ def write_raw(folder: Path, tensors: Sequence[Tensor]) -> None:
     """Write the bytes of tensors to one file."""
     with (folder / "raw").open("wb", buffering=0) as file:
         for tensor in tensors:
-            view = memoryview(tensor.view(torch.uint8).numpy()).cast("B")
+            view = tensor.view(-1).view(torch.uint8).numpy().data
             while view:
                 view = view[file.write(view) :]
         os.fsync(file.fileno())

@@ -112,7 +112,7 @@ def _places(tree: Any) -> Any:
 
 def _read(path: Path, unit: int, at: int, size: int) -> Any:
     buffer = np.empty(size, np.uint8)
-    rest = memoryview(buffer)
+    rest = buffer.data
     with (path / "shards" / f"u{unit:08d}.safetensors").open("rb", buffering=0) as file:
         file.seek(at)
         while rest:
