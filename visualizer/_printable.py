@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["printable", "shortened"]
+__all__ = ["counted", "printable", "shortened"]
 
 
 def printable(text: object) -> str:
@@ -30,3 +30,8 @@ def shortened(text: object, most: int) -> str:
         return printable(found)
     head = most * 2 // 3
     return f"{printable(found[:head])}…{printable(found[len(found) - (most - head - 1) :])}"
+
+
+def counted(count: int, what: str) -> str:
+    """Return "1 unit" or "2 units"."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -10,6 +10,7 @@ from typing import Any
 from visualizer._block.annotations import Annotations
 from visualizer._block.entry import Entry
 from visualizer._block.views import CaptureRecord
+from visualizer._printable import printable
 from visualizer.attention import AttentionMap
 from visualizer.store.index import Row
 from visualizer.store.pictures import pack_picture, unpack_picture
@@ -216,7 +217,7 @@ class StoredCapture:
 
     def explain(self) -> list[str]:
         """Say what was not captured, and what of it can't be read any more."""
-        return [*self._facts.get("explained", []), *self.troubles()]
+        return [*map(printable, self._facts.get("explained", [])), *self.troubles()]
 
     def troubles(self) -> list[str]:
         """Say what can't be read, or was never written."""
@@ -230,7 +231,7 @@ class StoredCapture:
 
     def why_no_attention(self) -> str:
         """Say why there are no attention maps."""
-        return self._facts.get("why_no_attention", "") or "; ".join(self.troubles())
+        return printable(self._facts.get("why_no_attention", "") or "; ".join(self.troubles()))
 
     def _site_of(self, row: Row) -> _Site:
         if row.kind == "local":

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from visualizer import errors
+from visualizer._printable import printable
 from visualizer.attention import AttentionCall, AttentionMap, Mask, OutputGradient
 from visualizer.attention.picks import Shape
 from visualizer.errors import MapRefusedError, NoGradientError, VisualizerError
@@ -101,7 +102,7 @@ def _error_name(error: Exception) -> str:
 def _raise(written: list[str], default: type[VisualizerError]) -> None:
     """Raise an error of ours again."""
     kind = getattr(errors, written[0], default) if written[0] in errors.__all__ else default
-    raise kind(written[1])
+    raise kind(printable(written[1]))
 
 
 class Recent:

@@ -8,13 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from visualizer.errors import DamagedError
+from visualizer._block.budget import in_words
+from visualizer._printable import counted, printable, shortened
+from visualizer.errors import DamagedError, StoreWriteError
 from visualizer.store.durable import sync_folder
 from visualizer.store.index import Row, UnitIndex
+from visualizer.store.layout import unit_name
 from visualizer.store.reader import Damage, Store
 from visualizer.store.shards import hash_slice
 
 __all__ = ["Report", "name_of", "verify"]
+
+_MOST_NAMES = 100
+_LONGEST = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +52,28 @@ class Report:
         return not self.damages
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.path}: {self.units} units, {self.tensors} tensors, {self.nbytes} bytes: "
-            + ("all as they were written" if self.ok else f"{len(self.damages)} damaged")
-        ]
-        lines += [f"  {damage}" for damage in self.damages]
-        lines += [f"  can't be read: {name}" for name in self.lost]
-        if not self.is_whole and self.ok:
-            lines.append("  writing was cut off; this is what was committed until then")
-        return "\n".join(lines)
+        return "\n".join(
+            [self._headline(), *(shortened(line, _LONGEST) for line in self._details())]
+        )
+
+    def _headline(self) -> str:
+        held = ", ".join(
+            (counted(self.units, "unit"), counted(self.tensors, "tensor"), in_words(self.nbytes))
+        )
+        if not self.ok:
+            how = f"{len(self.damages)} damaged"
+        elif self.is_whole:
+            how = "all as they were written"
+        else:
+            how = "all as they were written, but writing was cut off, and more was to come"
+        return f"{printable(self.path)}: {held}: {how}"
+
+    def _details(self) -> list[str]:
+        found = [f"  {damage}" for damage in self.damages]
+        found += [f"  can't be read: {name}" for name in self.lost[:_MOST_NAMES]]
+        if len(self.lost) > _MOST_NAMES:
+            found.append(f"  and {len(self.lost) - _MOST_NAMES} more, in the report's .lost")
+        return found
 
 
 def verify(path: str | os.PathLike[str], *, quarantine: bool = False) -> Report:
@@ -67,6 +86,7 @@ def verify(path: str | os.PathLike[str], *, quarantine: bool = False) -> Report:
         What is wrong, by unit; `report.ok` where nothing is.
     Raises:
         NotAStoreError: There is no store.
+        StoreWriteError: A damaged unit can't be moved.
     """
     store = Store(path)
     damages = list(store.damages)
@@ -181,9 +201,14 @@ def name_of(row: Row) -> str:
 
 def _put_aside(store: Store, number: int) -> None:
     layout = store.layout
-    layout.quarantine.mkdir(exist_ok=True)
-    for file in (layout.index_of(number), layout.shard(number)):
-        if file.exists():
-            file.replace(layout.quarantine / file.name)
-    for folder in (layout.index, layout.shards, layout.quarantine):
-        sync_folder(folder)
+    try:
+        layout.quarantine.mkdir(exist_ok=True)
+        for file in (layout.index_of(number), layout.shard(number)):
+            if file.exists():
+                file.replace(layout.quarantine / file.name)
+        for folder in (layout.index, layout.shards, layout.quarantine):
+            sync_folder(folder)
+    except OSError as error:
+        raise StoreWriteError(
+            f"unit {unit_name(number)} of {layout.root} is damaged and can't be put aside: {error}"
+        ) from error
