@@ -46,6 +46,7 @@ bench: $(DEV)/ruff  ## The benchmarks
 	$(DEV)/python -m benchmarks overhead
 	$(DEV)/python -m benchmarks pointing
 	$(DEV)/python -m benchmarks attention
+	$(DEV)/python -m benchmarks store
 
 assets: $(DEV)/ruff  ## The pictures of the README
 	$(DEV)/visualizer demo --out build/demo

@@ -12,6 +12,7 @@ BENCHMARKS: Final = {
     "pointing": ("benchmarks.pointing", "whether attention points at what the model names"),
     "overhead": ("benchmarks.overhead", "what taking a local adds to a call, and to a ViT-S"),
     "attention": ("benchmarks.attention", "what capturing attention costs, beside its peers"),
+    "store": ("benchmarks.store", "what saving a capture and reading it costs, beside its peers"),
 }
 """Each benchmark's module, with `add_arguments(parser)` and `run(arguments) -> exit status`."""
 

@@ -47,7 +47,7 @@ def peak_bytes(what: str, tokens: int, repeats: int) -> float:
 
     Args:
         what: One of `WORK`.
-        tokens: How many.
+        tokens: How many; of a stored layer the bytes.
         repeats: How many processes.
     """
     return statistics.median(_peak_of_process(what, tokens) for _ in range(repeats))
@@ -120,6 +120,12 @@ def _relevance(name: str, tokens: int) -> Callable[[], Any]:
     return make(tokens)
 
 
+def _stored_layer(size: int) -> Callable[[], Any]:
+    from benchmarks._store_read import one_layer
+
+    return one_layer(size)
+
+
 WORK: dict[str, Callable[[int], Callable[[], Any]]] = {
     "plain": lambda tokens: _forward("sdpa", tokens),
     "captured": _captured,
@@ -127,6 +133,7 @@ WORK: dict[str, Callable[[int], Callable[[], Any]]] = {
     "entropy": _entropy,
     "relevance": lambda tokens: _relevance("captured_row", tokens),
     "eager relevance": lambda tokens: _relevance("eager_row", tokens),
+    "stored layer": _stored_layer,
 }
 """Each makes what is measured."""
 

@@ -91,8 +91,17 @@ ATTENTION = {
     "largest difference": 1e-6,
     "peak, captured / eager": 0.1,
 }
+STORE = {
+    "float32, captured.save / raw": 1.3,
+    "bfloat16, captured.save / raw": 1.3,
+    "load and one layer, cold / raw": 1.5,
+    "peak of the memory / its bytes": 2.0,
+    "background=True / not saved": 1.02,
+    "data files / 64 MiB begun": 1,
+}
 PEAKS = {
     "extra peak, captured / eager",
+    "peak of the memory / its bytes",
     "extra peak",
     "peak, captured / eager",
 }
@@ -161,6 +170,40 @@ def test_parts_of_attention_can_be_chosen() -> None:
     assert "SDPA" not in table
 
 
+def test_store_has_every_target(tmp_path: Path) -> None:
+    """Each figure that has a target is measured with it, and what it stands beside, too."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    file, folder = tmp_path / "store.json", tmp_path / "disk"
+    folder.mkdir()
+    options = ("--runs", "1", "--shorter", "128", "--folder", str(folder), "--json", str(file))
+    table = run("store", *options)
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert {"python", "machine", "torch", "safetensors", "runs", "shorter"} <= set(found)
+    rows = {row["name"]: row for row in found["rows"]}
+    assert len(rows) == len(found["rows"])
+    peaks = set() if os.access("/proc/self/clear_refs", os.W_OK) else PEAKS
+    targets = {name: row["target"] for name, row in rows.items() if row["target"] is not None}
+    assert sorted(targets.values()) == sorted(v for k, v in STORE.items() if k not in peaks)
+    for name, target in targets.items():
+        assert target == next(v for k, v in STORE.items() if name.endswith(k))
+    for name, row in rows.items():
+        assert name in table
+        assert (row["value"] is None) == (row["left_out"] is not None)
+        assert row["value"] is None or row["value"] > 0
+    for writer in ("raw write", "save_file", ".pt per tensor", "npz", "nested JSON"):
+        assert any(writer in name for name in rows)
+    assert not list(folder.iterdir())
+
+
+def test_parts_of_store_can_be_chosen(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    table = run("store", "--only", "steps", "--runs", "1", "--shorter", "100")
+    assert "5 steps × 12 tensors of 120 KB, data files" in table
+    assert "raw cold read" not in table
+
+
 def test_pointing_has_every_row() -> None:
     pytest.importorskip("torch", reason="torch is not installed")
     pytest.importorskip("sklearn", reason="scikit-learn is not installed")
@@ -178,7 +221,7 @@ def test_pointing_has_every_row() -> None:
 
 
 def test_help_lists_the_benchmarks() -> None:
-    assert {"overhead", "pointing", "attention"} <= set(run("--help").split())
+    assert {"overhead", "pointing", "attention", "store"} <= set(run("--help").split())
 
 
 @pytest.mark.parametrize(

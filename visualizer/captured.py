@@ -12,6 +12,7 @@ from torch import nn
 
 from visualizer._block.annotations import Annotations
 from visualizer._block.block import Block
+from visualizer._block.budget import in_words
 from visualizer._block.options import Keep
 from visualizer._block.views import AttentionView, CaptureRecord, LocalsView, ModulesView
 from visualizer._capture.notices import notify
@@ -404,7 +405,8 @@ class Captured:
         rows += entry_rows("output", self.modules)
         rows += entry_rows("inputs", self.inputs)
         rows += attention_rows(self.attention)
-        print_summary(rows, self.nbytes, self.explain().splitlines())
+        where = "on the disk" if self._record.state == "loaded" else "held"
+        print_summary(rows, f"{in_words(self.nbytes)} {where}", self.explain().splitlines())
 
     def __repr__(self) -> str:
         parts = [

@@ -9,6 +9,7 @@ from typing import Annotated, Optional
 import typer
 
 from visualizer import __version__
+from visualizer._printable import printable
 from visualizer.errors import VisualizerError
 
 __all__ = ["app", "main"]
@@ -26,7 +27,7 @@ def main() -> None:
     try:
         app()
     except VisualizerError as error:
-        print(f"visualizer: {error}", file=sys.stderr)
+        print(f"visualizer: {printable(error)}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -75,3 +76,40 @@ def demo(
     from visualizer.demo.tour import run_demo
 
     run_demo(out, image=image, model=model)
+
+
+_STORE = typer.Argument(metavar="PATH", help="The folder that captured.save(…) made.")
+
+
+@app.command(
+    short_help="Show what is in a saved capture.",
+    help="Show what is in a saved capture: the model, what was taken of it, and what is missing "
+    "and why. Only the index is read.",
+)
+def inspect(path: Annotated[Path, _STORE]) -> None:
+    """Show what is in a saved capture."""
+    from visualizer.inspection import print_inspection
+
+    print_inspection(path)
+
+
+@app.command(
+    short_help="Check that a saved capture is what was written.",
+    help="Read everything in a saved capture, and hold it against the hashes that were written "
+    "with it. The status is 1 where something is damaged; what can't be read for it is listed.",
+)
+def verify(
+    path: Annotated[Path, _STORE],
+    quarantine: Annotated[
+        bool, typer.Option("--quarantine", help="Move damaged units into PATH/quarantine.")
+    ] = False,
+) -> None:
+    """Check that a saved capture is what was written."""
+    from visualizer.store.verify import verify as verify_store
+
+    report = verify_store(path, quarantine=quarantine)
+    typer.echo(report)
+    if quarantine and any(damage.unit is not None for damage in report.damages):
+        typer.echo(f"  damaged units were moved into {printable(report.path / 'quarantine')}")
+    if not report.ok:
+        raise typer.Exit(1)

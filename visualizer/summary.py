@@ -8,16 +8,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich import box
-from rich.console import Console, Group
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from visualizer._block.budget import in_words
 from visualizer._block.entry import Entry
 from visualizer._block.views import AttentionView
+from visualizer._printable import shortened
 from visualizer.attention import AttentionMap
 
 __all__ = ["Row", "attention_rows", "entry_rows", "print_summary"]
+
+_LONGEST, _LONGEST_LINE = 120, 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +44,20 @@ class Row:
     size: int
 
 
-def print_summary(rows: Iterable[Row], total: int, missing: Iterable[str]) -> None:
+def print_summary(rows: Iterable[Row], total: str, missing: Iterable[str]) -> None:
     """Print a table of what was taken, and beneath it what is missing and why.
 
     Layers that only differ by their number share a line.
+
+    Args:
+        rows: What was taken.
+        total: How much that is.
+        missing: Why something is not there, a line for each.
     """
     merged = _merge(rows)
     table = _table(merged, total) if merged else "Nothing was captured."
-    lines = [Text(f"• {line}") for line in missing]  # as text: paths and messages are no markup
+    # as text: paths and messages are no markup
+    lines = [Text(f"• {shortened(line, _LONGEST_LINE)}") for line in missing]
     Console().print(Group(table, *lines))
 
 
@@ -91,19 +102,39 @@ def _merge(rows: Iterable[Row]) -> list[Row]:
     return merged
 
 
-def _table(rows: Sequence[Row], total: int) -> Table:
-    table = Table(
-        box=box.SIMPLE, caption=f"{in_words(total)} held; memory that is shared counts once"
-    )
+def _table(rows: Sequence[Row], total: str) -> Table:
+    table = Table(box=box.SIMPLE, caption=f"{total}; memory that is shared counts once")
     table.add_column("what", overflow="fold")
     table.add_column("from", overflow="fold")
     table.add_column("calls", justify="right", no_wrap=True)
     table.add_column("shape", overflow="fold")
     table.add_column("bytes", justify="right", no_wrap=True)
     for row in rows:
-        cells = row.what, row.where, str(row.calls), row.shapes, in_words(row.size)
-        table.add_row(*map(Text, cells))
+        what, shapes = (shortened(text, _LONGEST) for text in (row.what, row.shapes))
+        cells = Text(str(row.calls)), Text(shapes), Text(in_words(row.size))
+        table.add_row(Text(what), _Path(shortened(row.where, _LONGEST)), *cells)
     return table
+
+
+class _Path:
+    """A module's path, which a narrow column breaks behind its dots."""
+
+    def __init__(self, path: str) -> None:
+        self._parts = re.findall(r"  × \d+$|(?:(?!  × \d+$)[^.])+\.?|\.", path)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        widest = max((cell_len(part) for part in self._parts), default=0)
+        whole = cell_len("".join(self._parts))
+        return Measurement(min(widest, options.max_width), min(whole, options.max_width))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text]:
+        line = ""
+        for part in self._parts:
+            if line and cell_len(f"{line}{part}".rstrip()) > options.max_width:
+                yield Text(line.rstrip(), overflow="fold")
+                line = ""
+            line += part if line else part.lstrip()
+        yield Text(line.rstrip(), overflow="fold")
 
 
 def _shape(entry: Entry) -> str:

@@ -239,6 +239,43 @@ def test_representations() -> None:
     )
 
 
+def test_names_that_a_terminal_would_obey(capsys: pytest.CaptureFixture[str]) -> None:
+    model = torch.nn.Sequential()
+    names = ["\x1b[31mred", "bell\x07\x9b2J", "turned\u202eround", "new\nline", "long" * 5000]
+    for name in names:
+        model.add_module(name, torch.nn.Identity())
+    with capture(model, modules="*", attention=False) as captured:
+        model(numbers())
+    out = printed(captured, capsys)
+    shown = [r"\x1b[31mred", r"bell\x07\x9b2J", r"turned\u202eround", r"new\nline"]
+    for text in (out, repr(captured.modules), *(repr(captured.modules[name]) for name in names)):
+        assert all(line.isprintable() for line in text.splitlines())
+    for name, text in zip(names, shown):
+        assert text in out
+        assert repr(captured.modules[name][0]) == f"<output of {text}, call 0: float32[2, 6, 16]>"
+    assert len(out) < 5000
+    assert "…" in out
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_narrow_summary_breaks_paths_at_their_dots(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    model = torch.nn.Sequential()
+    part, names = model, ["encoder", "transformer", "attention", "projection"]
+    for name in names:
+        part.add_module(name, torch.nn.Sequential())
+        part = getattr(part, name)
+    with capture(model, modules="**.projection", attention=False) as captured:
+        model(numbers())
+    lines = printed(captured, capsys).splitlines()
+    assert max(map(len, lines)) <= width
+    pieces = [piece for piece in " ".join(lines).split() if piece.split(".")[0] in names]
+    assert "".join(pieces) == ".".join(names)
+    assert len(pieces) > 1
+
+
 def test_the_summary_of_a_map_that_was_overwritten(capsys: pytest.CaptureFixture[str]) -> None:
     q, k, v = qkv()
     with capture(keep="qk") as captured:

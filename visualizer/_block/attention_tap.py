@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import threading
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -176,12 +176,17 @@ class AttentionTap:
     def find_kept_functions(self, model: nn.Module) -> list[tuple[str, str]]:
         """Return `(module path, reason)` for functions that modules keep, which are not seen."""
         functions = attention_functions()
-        return [
-            (spot.path, f"it keeps {functions[id(kept)]} in its attribute {name!r}")
-            for spot, module in spots(model)
-            for name, kept in _functions_of(module)
-            if id(kept) in functions
-        ]
+        of_class: dict[type, list[tuple[str, int]]] = {}
+        found = []
+        for spot, module in spots(model):
+            cls = type(module)
+            if cls not in of_class:
+                bases = _bases_of(cls)
+                of_class[cls] = [each for base in bases for each in _find(functions, vars(base))]
+            for name, which in _find(functions, vars(module)) + of_class[cls]:
+                reason = f"it keeps {functions[which]} in its attribute {name!r}"
+                found.append((spot.path, reason))
+        return found
 
     def on_attention(self, sighting: Sighting) -> None:
         """Keep what was seen, if that is wanted, possible and allowed."""
@@ -359,15 +364,31 @@ def _record_of(made: AttentionMap) -> AttentionRecord:
     return made.record
 
 
-def _functions_of(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield what a module and its class have in their attributes, out of its wrappings."""
-    classes = [cls for cls in type(module).__mro__ if issubclass(cls, nn.Module)]
-    for names in (vars(module), *map(vars, classes[: classes.index(nn.Module)])):
-        for name, value in list(names.items()):
-            value = getattr(value, "__func__", value) if isinstance(value, staticmethod) else value
-            while isinstance(value, functools.partial):
-                value = value.func
-            yield name, value
+def _bases_of(cls: type) -> list[type]:
+    """Return a module's class and its bases, without torch's base of all modules."""
+    classes = [each for each in cls.__mro__ if issubclass(each, nn.Module)]
+    return classes[: classes.index(nn.Module)]
+
+
+def _find(functions: Mapping[int, str], attributes: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Return name and function of the attributes that are one of some, out of their wrappings."""
+    found = []
+    for name, value in list(attributes.items()):
+        if isinstance(value, _WRAPPINGS):
+            value = _unwrapped(value)
+        if id(value) in functions:
+            found.append((name, id(value)))
+    return found
+
+
+_WRAPPINGS = (staticmethod, functools.partial)
+
+
+def _unwrapped(value: Any) -> Any:
+    value = value.__func__ if isinstance(value, staticmethod) else value
+    while isinstance(value, functools.partial):
+        value = value.func
+    return value
 
 
 def _is_decoding(sighting: Sighting) -> bool:

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from visualizer._printable import printable
+
 __all__ = ["Entry", "ModuleInputs"]
 
 
@@ -74,4 +76,4 @@ class Entry:
         what = self.variable if self.kind == "local" else self.kind
         where = self.module_path if self.module_path else self.function or "the model"
         size = "" if self.shape is None else f" {self.dtype}{list(self.shape)}"
-        return f"<{what} of {where}, call {self.call}:{size or f' {self.type_name}'}>"
+        return printable(f"<{what} of {where}, call {self.call}:{size or f' {self.type_name}'}>")

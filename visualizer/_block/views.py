@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, overload
 
 from visualizer._block.entry import Entry
+from visualizer._printable import printable
 from visualizer.attention import AttentionMap, join_steps
 from visualizer.errors import AmbiguousKeyError, OutOfRangeError, UnknownKeyError
 
@@ -137,7 +138,7 @@ class _View(Mapping[str, Any]):
         return len(self._known())
 
     def __repr__(self) -> str:
-        return f"<{self._what}: {', '.join(self._known()) or 'nothing'}>"
+        return printable(f"<{self._what}: {', '.join(self._known()) or 'nothing'}>")
 
 
 class FunctionView(_View):
@@ -278,5 +279,5 @@ class AttentionView(Sequence[AttentionMap]):
 
     def __repr__(self) -> str:
         if not self._maps():
-            return f"<captured.attention, empty: {self._explain()}>"
+            return printable(f"<captured.attention, empty: {self._explain()}>")
         return f"<captured.attention: {len(self)} maps of {len(self.layers)} modules>"

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from visualizer._printable import printable
 from visualizer.attention import statistics
 from visualizer.attention.call import AttentionCall
 from visualizer.attention.grids import token_places
@@ -167,7 +168,7 @@ class AttentionMap:
         where = [] if self.module_path is None else [repr(self.module_path)]
         layer = [] if self.layer is None else [f"layer {self.layer}"]
         held = {True: "confirmed", False: "refuted", None: "not confirmed"}[self.confirmed]
-        return f"<AttentionMap {', '.join([sizes, *where, *layer, self.source, held])}>"
+        return printable(f"<AttentionMap {', '.join([sizes, *where, *layer, self.source, held])}>")
 
     def __getitem__(self, index: Any) -> Any:
         """Return a part of the map, as numpy would of the whole; only its rows are computed.

@@ -97,7 +97,8 @@ def _fits_bfloat16(dense: NDArray[Any]) -> bool:
     starts = (0, *range(1024, bits.size, _CHUNK))
     ends = (1024, *(start + _CHUNK for start in starts[1:]))
     return bits.size > 0 and not any(
-        (bits[start:end] & np.uint32(0xFFFF)).any() for start, end in zip(starts, ends, strict=True)
+        np.bitwise_or.reduce(bits[start:end]) & np.uint32(0xFFFF)
+        for start, end in zip(starts, ends, strict=True)
     )
 
 

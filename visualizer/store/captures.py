@@ -11,6 +11,7 @@ from visualizer._block.annotations import Annotations
 from visualizer._block.entry import Entry
 from visualizer._block.kept import Kept
 from visualizer._block.views import CaptureRecord
+from visualizer._printable import printable
 from visualizer.attention import AttentionMap
 from visualizer.errors import DamagedError
 from visualizer.store.index import Row
@@ -240,7 +241,7 @@ class StoredCapture:
 
     def explain(self) -> list[str]:
         """Say what was not captured, and what of it can't be read any more."""
-        return [*self._facts.get("explained", []), *self.troubles()]
+        return [*map(printable, self._facts.get("explained", [])), *self.troubles()]
 
     def troubles(self) -> list[str]:
         """Say what can't be read, or was never written."""
@@ -254,7 +255,7 @@ class StoredCapture:
 
     def why_no_attention(self) -> str:
         """Say why there are no attention maps."""
-        return self._facts.get("why_no_attention", "") or "; ".join(self.troubles())
+        return printable(self._facts.get("why_no_attention", "") or "; ".join(self.troubles()))
 
     def _read_facts(self, facts: Mapping[str, Any]) -> Mapping[str, Any]:
         try:

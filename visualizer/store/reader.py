@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from visualizer._printable import printable
 from visualizer.errors import DamagedError, NotAStoreError
 from visualizer.store.index import SCHEMA, Row, UnitIndex, parse_index, parse_sealed
 from visualizer.store.layout import Layout, is_unit, unit_name
@@ -39,7 +40,8 @@ class Damage:
     what: str
 
     def __str__(self) -> str:
-        return self.what if self.unit is None else f"unit {unit_name(self.unit)}: {self.what}"
+        what = printable(self.what)
+        return what if self.unit is None else f"unit {unit_name(self.unit)}: {what}"
 
 
 class Store:
@@ -200,7 +202,7 @@ class Store:
             return {}
         if about["visualizer_store"] != SCHEMA:
             raise NotAStoreError(
-                f"{self.layout.root} has version {about['visualizer_store']} of the format, "
+                f"{self.layout.root} has version {about['visualizer_store']!r} of the format, "
                 f"and this visualizer reads version {SCHEMA}; install the one that wrote it: "
                 f"{about.get('libraries')}"
             )

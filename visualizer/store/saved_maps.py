@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from visualizer import errors
+from visualizer._printable import printable
 from visualizer.attention import AttentionCall, AttentionMap, Mask, OutputGradient
 from visualizer.attention.picks import Shape
 from visualizer.errors import (
@@ -183,7 +184,7 @@ class StoredMap:
         if not isinstance(written, list) or len(written) != 2:
             raise self._damaged(f"it says {fact}: {written}")
         name, message = map(str, written)
-        raise (getattr(errors, name) if name in errors.__all__ else default)(message)
+        raise (getattr(errors, name) if name in errors.__all__ else default)(printable(message))
 
     def held(self) -> dict[Any, int]:
         """Return the bytes that are stored, by place; what is shared has one."""

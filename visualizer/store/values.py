@@ -24,6 +24,7 @@ from torch import Tensor
 
 from visualizer._block.entry import ModuleInputs
 from visualizer._capture.snapshot import Reference
+from visualizer._printable import printable
 from visualizer.store.arrays import Fetch, describe_array, restore_array
 from visualizer.store.pieces import Piece
 from visualizer.store.tensors import describe_tensor, restore_tensor
@@ -72,7 +73,7 @@ class Fields(dict[Any, Any]):
         raise KeyError(key)
 
     def __repr__(self) -> str:
-        return f"<{self.type_name}: {super().__repr__()}>"
+        return printable(f"<{self.type_name}: {super().__repr__()}>")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from visualizer._block.budget import in_words
+from visualizer._printable import counted, printable, shortened
 from visualizer.errors import DamagedError, StoreWriteError
 from visualizer.store.durable import sync_folder
 from visualizer.store.index import Row, UnitIndex
@@ -16,6 +18,9 @@ from visualizer.store.reader import Damage, Place, Store
 from visualizer.store.shards import hash_slices
 
 __all__ = ["Report", "name_of", "verify"]
+
+_MOST_NAMES = 100
+_LONGEST = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +52,28 @@ class Report:
         return not self.damages
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.path}: {self.units} units, {self.tensors} tensors, {self.nbytes} bytes: "
-            + ("all as they were written" if self.ok else f"{len(self.damages)} damaged")
-        ]
-        lines += [f"  {damage}" for damage in self.damages]
-        lines += [f"  can't be read: {name}" for name in self.lost]
-        if not self.is_whole and self.ok:
-            lines.append("  writing was cut off; this is what was committed until then")
-        return "\n".join(lines)
+        return "\n".join(
+            [self._headline(), *(shortened(line, _LONGEST) for line in self._details())]
+        )
+
+    def _headline(self) -> str:
+        held = ", ".join(
+            (counted(self.units, "unit"), counted(self.tensors, "tensor"), in_words(self.nbytes))
+        )
+        if not self.ok:
+            how = f"{len(self.damages)} damaged"
+        elif self.is_whole:
+            how = "all as they were written"
+        else:
+            how = "all as they were written, but writing was cut off, and more was to come"
+        return f"{printable(self.path)}: {held}: {how}"
+
+    def _details(self) -> list[str]:
+        found = [f"  {damage}" for damage in self.damages]
+        found += [f"  can't be read: {name}" for name in self.lost[:_MOST_NAMES]]
+        if len(self.lost) > _MOST_NAMES:
+            found.append(f"  and {len(self.lost) - _MOST_NAMES} more, in the report's .lost")
+        return found
 
 
 def verify(path: str | os.PathLike[str], *, quarantine: bool = False) -> Report:
