@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from visualizer._capture.get_local import get_local as get_local
     from visualizer._capture.snapshot import Reference as Reference
     from visualizer.attention import AttentionMap as AttentionMap
-    from visualizer.captured import capture as capture
-    from visualizer.captured import load as load
+    from visualizer.capturing import capture as capture
+    from visualizer.capturing import load as load
     from visualizer.plot import cls_padding as cls_padding
     from visualizer.plot import gray2rgb as gray2rgb
     from visualizer.plot import grid_show as grid_show
@@ -47,8 +47,8 @@ __all__ = [
 _HOMES = {
     "AttentionMap": "visualizer.attention",
     "Reference": "visualizer._capture.snapshot",
-    "capture": "visualizer.captured",
-    "load": "visualizer.captured",
+    "capture": "visualizer.capturing",
+    "load": "visualizer.capturing",
     "verify": "visualizer.store.verify",
     "get_local": "visualizer._capture.get_local",
     "cls_padding": "visualizer.plot",
