@@ -15,6 +15,7 @@ from visualizer._block.block import Block
 from visualizer._block.budget import in_words
 from visualizer._block.views import AttentionView, CaptureRecord, LocalsView, ModulesView
 from visualizer._capture.notices import notify
+from visualizer._printable import printable
 from visualizer.errors import CaptureWarning, DamagedError, ShapeError
 from visualizer.store.captures import StoredCapture
 from visualizer.store.reader import Store
@@ -272,5 +273,5 @@ def load(path: str | os.PathLike[str]) -> Captured:
         troubles.append(str(error))
     if troubles:
         more = f" (and {len(troubles) - 1} more, by captured.explain())" if troubles[1:] else ""
-        notify(f"{troubles[0]}{more}")
+        notify(printable(f"{troubles[0]}{more}"))
     return Captured(record, annotations)

@@ -95,7 +95,7 @@ class Store:
             raise
         except (ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
             raise DamagedError(
-                f"a row of {self.layout.root} says nothing that can be read: {error}"
+                f"a row of {self.layout.root} says nothing that can be read: {printable(error)}"
             ) from error
 
     def fetch(self, ref: Mapping[str, Any]) -> NDArray[np.uint8]:
