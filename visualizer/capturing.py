@@ -12,6 +12,7 @@ from visualizer._block.annotations import Annotations
 from visualizer._block.block import Block
 from visualizer._block.options import Keep
 from visualizer._capture.notices import notify
+from visualizer._printable import printable
 from visualizer.captured import Captured
 from visualizer.errors import DamagedError
 from visualizer.store.captures import StoredCapture
@@ -138,5 +139,5 @@ def load(path: str | os.PathLike[str]) -> Captured:
         troubles.append(str(error))
     if troubles:
         more = f" (and {len(troubles) - 1} more, by captured.explain())" if troubles[1:] else ""
-        notify(f"{troubles[0]}{more}")
+        notify(printable(f"{troubles[0]}{more}"))
     return Captured(record, annotations)

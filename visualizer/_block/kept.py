@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from visualizer._capture.device_copies import copies
+from visualizer._capture.snapshot import widen
 
 __all__ = ["Kept"]
 
@@ -18,18 +19,22 @@ class Kept:
     nobody can change it.
 
     Args:
-        value: It.
+        value: It, as `snapshot_narrow` returned it.
+        is_narrow: Whether something in it is still to be widened.
     """
 
-    __slots__ = ("_value", "_waiting", "was_read")
+    __slots__ = ("_is_narrow", "_value", "_waiting", "was_read")
 
-    def __init__(self, value: Any) -> None:
-        self._value = value
+    def __init__(self, value: Any, is_narrow: bool = False) -> None:
+        self._value, self._is_narrow = value, is_narrow
         self._waiting: list[Callable[[], None]] = []
         self.was_read = False
 
     def peek(self) -> Any:
-        """Return the value to who does not change it, once its copies from a GPU are there."""
+        """Return the value to who does not change it, once its copies from a GPU are there.
+
+        Tensors of bfloat16 and float8 in it may be `Narrow`.
+        """
         copies.wait()
         return self._value
 
@@ -41,7 +46,14 @@ class Kept:
                 waiting, self._waiting = self._waiting, []
             for tell in waiting:
                 tell()
-        return self.peek()
+        value = self.peek()
+        if self._is_narrow:
+            with _widening:
+                if self._is_narrow:
+                    self._value = widen(self._value)
+                    self._is_narrow = False
+                value = self._value
+        return value
 
     def before_read(self, tell: Callable[[], None]) -> bool:
         """Have a function called before the value is first handed out; False if it was already."""
@@ -51,5 +63,5 @@ class Kept:
             return not self.was_read
 
 
-_lock = threading.Lock()
-"""One for all: it is held for a moment only."""
+_lock, _widening = threading.Lock(), threading.Lock()
+"""One for all of each: they are held for a moment only."""

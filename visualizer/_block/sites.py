@@ -14,7 +14,7 @@ from visualizer._block.kept import Kept
 from visualizer._block.options import Keep
 from visualizer._block.places import Place
 from visualizer._block.sink import ValueSink
-from visualizer._capture.snapshot import CannotRecordError, nbytes, snapshot
+from visualizer._capture.snapshot import CannotRecordError, Narrow, nbytes, snapshot_narrow
 from visualizer._capture.tensors import Obstacle, find_obstacle
 
 __all__ = ["Site", "SiteRecorder", "is_second_time"]
@@ -89,7 +89,7 @@ class SiteRecorder:
             site.pass_over(obstacle.value)
             return
         with torch._C.DisableTorchFunction():  # who watches what tensors do does not see us
-            kept, dtype = snapshot(value), _type_of(value)
+            (kept, is_narrow), dtype = snapshot_narrow(value), _type_of(value)
         entry = Entry(
             kind=site.kind,
             function=site.function,
@@ -100,9 +100,9 @@ class SiteRecorder:
             step=place.step,
             shape=getattr(kept, "shape", None),
             dtype=dtype if dtype is not None else _name_of_type(kept),
-            type_name=type(kept).__name__,
+            type_name="ndarray" if isinstance(kept, Narrow) else type(kept).__name__,
             nbytes=nbytes(kept),
-            read=Kept(kept),
+            read=Kept(kept, is_narrow),
         )
         with self._lock:
             self._append(site, entry)

@@ -18,12 +18,21 @@ from typing import Any
 
 from visualizer._capture.tensors import (
     CannotRecordError,
+    copy_narrow,
     fast_tensor_to_array,
     refuse_proxy,
     tensor_to_array,
 )
 
-__all__ = ["CannotRecordError", "Reference", "nbytes", "snapshot"]
+__all__ = [
+    "CannotRecordError",
+    "Narrow",
+    "Reference",
+    "nbytes",
+    "snapshot",
+    "snapshot_narrow",
+    "widen",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +44,33 @@ class Reference:
     """
 
     value: Any
+
+
+class Narrow:
+    """A copy of a tensor in a type that numpy has not, of less bytes than the float32 it becomes.
+
+    Attributes:
+        tensor: On the CPU, contiguous.
+    """
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, tensor: Any) -> None:
+        self.tensor = tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return tuple(self.tensor.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Its bytes."""
+        return int(self.tensor.nbytes)
+
+    def to_array(self) -> Any:
+        """Return the values as an array of float32."""
+        return tensor_to_array(self.tensor)
 
 
 _PLAIN = frozenset({bool, int, float, complex, str, bytes, type(None)})
@@ -57,15 +93,33 @@ def snapshot(value: Any) -> Any:
     if type(value) in _PLAIN:
         return value
     array = fast_tensor_to_array(value)
+    return _copy(value, _Copier()) if array is None else array
+
+
+def snapshot_narrow(value: Any) -> tuple[Any, bool]:
+    """Return a snapshot with bfloat16 and float8 as `Narrow`, and whether there is any."""
+    if type(value) in _PLAIN:
+        return value, False
+    array = fast_tensor_to_array(value)
     if array is not None:
-        return array
+        return array, False
+    copier = _Copier(narrows=True)
+    return _copy(value, copier), copier.has_narrow
+
+
+def widen(snapped: Any) -> Any:
+    """Return a snapshot with arrays in the place of what is `Narrow`."""
+    return _Widener().copy(snapped)
+
+
+def _copy(value: Any, copier: _Copier) -> Any:
     if isinstance(value, _IMMUTABLE):
         return value
     if _busy.active:
         raise CannotRecordError("another value was being copied, and that ran this function")
     _busy.active = True
     try:
-        return _Copier().copy(value)
+        return copier.copy(value)
     finally:
         _busy.active = False
 
@@ -104,9 +158,17 @@ _busy = _Busy()
 
 
 class _Copier:
-    """Copies one value. Remembers what it has copied, for shared and circular parts."""
+    """Copies one value. Remembers what it has copied, for shared and circular parts.
 
-    def __init__(self) -> None:
+    Args:
+        narrows: Whether tensors of types that numpy has not become `Narrow`.
+
+    Attributes:
+        has_narrow: Whether one did.
+    """
+
+    def __init__(self, *, narrows: bool = False) -> None:
+        self._narrows, self.has_narrow = narrows, False
         self._copies: dict[int, Any] = {}
         self._originals: list[Any] = []  # keeps the ids above from being used again
 
@@ -125,6 +187,13 @@ class _Copier:
         self._copies[id(value)] = made
         self._originals.append(value)
         return made
+
+    def of_tensor(self, value: Any) -> Any:
+        narrow = copy_narrow(value) if self._narrows else None
+        if narrow is None:
+            return tensor_to_array(value)
+        self.has_narrow = True
+        return Narrow(narrow)
 
     def of_list(self, value: list[Any]) -> list[Any]:
         made: list[Any] = self._remember(value, [])
@@ -185,6 +254,20 @@ class _Copier:
             return Reference(value)
 
 
+class _Widener(_Copier):
+    """Makes arrays of what is `Narrow` in a snapshot; all else in it is ours already."""
+
+    def copy(self, value: Any) -> Any:
+        if isinstance(value, Narrow):
+            if id(value) not in self._copies:
+                self._remember(value, value.to_array())
+            return self._copies[id(value)]
+        return value if isinstance(value, Reference) else super().copy(value)
+
+    def of_array(self, value: Any) -> Any:
+        return value
+
+
 def _twin(value: Any) -> Any:
     """Return a shallow copy that is another object; a `__copy__` may return its own."""
     twin = copy.copy(value)
@@ -203,8 +286,8 @@ def _has_array(value: Any) -> bool:
 
 
 _MAKERS: tuple[tuple[Callable[[Any], bool], Callable[[_Copier, Any], Any]], ...] = (
-    (_is_tensor, lambda copier, value: tensor_to_array(value)),
-    (_has_array, _Copier.of_array),
+    (_is_tensor, _Copier.of_tensor),
+    (_has_array, lambda copier, value: copier.of_array(value)),
     (lambda value: isinstance(value, list), _Copier.of_list),
     (lambda value: isinstance(value, tuple), _Copier.of_tuple),
     (lambda value: isinstance(value, dict), _Copier.of_dict),

@@ -15,6 +15,7 @@ from visualizer._capture.device_copies import copies
 __all__ = [
     "CannotRecordError",
     "Obstacle",
+    "copy_narrow",
     "fast_tensor_to_array",
     "find_obstacle",
     "refuse_proxy",
@@ -107,6 +108,24 @@ def fast_tensor_to_array(value: Any) -> Any:
         return value.numpy(force=True).copy()
     except (RuntimeError, TypeError):  # sparse, nested, wrapped by a functional transform
         return None
+
+
+def copy_narrow(tensor: Any) -> Any:
+    """Return a copy of a plain CPU tensor of bfloat16 or float8, in its type; None of others."""
+    torch = sys.modules["torch"]
+    is_plain = (
+        type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        and tensor.is_cpu
+        and tensor.dtype.is_floating_point
+        and tensor.dtype not in _array_types(torch)
+        and tensor.layout is torch.strided
+        and not tensor.is_nested
+        and not _has_modes(torch)
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
+    if not is_plain or tensor.dtype.itemsize > 2:
+        return None
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
 def tensor_to_array(tensor: Any) -> Any:

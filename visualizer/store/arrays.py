@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from visualizer._capture.snapshot import Narrow
+from visualizer.store.device import piece_of
 from visualizer.store.pieces import NATIVE, Piece
 
 __all__ = ["Fetch", "describe_array", "restore_array"]
@@ -18,6 +22,8 @@ Add = Callable[[Piece], Any]
 """Has a piece written, and returns a reference to it."""
 
 _CHUNK = 2**18
+_NARROW = frozenset(name for name in NATIVE if name.startswith(("bfloat16", "float8")))
+_UPPER_HALF = 1 if sys.byteorder == "little" else 0
 
 
 def describe_array(array: NDArray[Any], add: Add) -> dict[str, Any] | None:
@@ -44,11 +50,23 @@ def describe_array(array: NDArray[Any], add: Add) -> dict[str, Any] | None:
         dense = np.frombuffer(dense.tobytes(), np.uint8)
     elif dtype == np.float32 and _fits_bfloat16(dense):
         node["as"] = "bfloat16"
-        halves = (dense.reshape(-1).view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+        halves = dense.reshape(-1).view(np.uint16)[_UPPER_HALF::2].copy()
         node["stored"] = _add(halves.reshape(dense.shape), add, "bfloat16")
         return node
     node["stored"] = _add(dense, add)
     return node
+
+
+def describe_narrow(narrow: Narrow, add: Add) -> dict[str, Any]:
+    """Return the recipe of an array that was not made yet, of what it is made from."""
+    tensor = narrow.tensor
+    return {
+        "kind": "array",
+        "dtype": "float32",
+        "shape": list(narrow.shape),
+        "as": str(tensor.dtype).removeprefix("torch."),
+        "stored": add(piece_of(tensor)) if tensor.numel() else None,
+    }
 
 
 def _add(dense: NDArray[Any], add: Add, dtype: str | None = None) -> Any:
@@ -70,10 +88,8 @@ def restore_array(node: Mapping[str, Any], fetch: Fetch) -> NDArray[Any]:
     raw = np.empty(0, np.uint8) if stored is None else fetch(stored)
     if dtype.itemsize == 0:
         return np.ndarray(shape, dtype, buffer=b"")
-    if how == "bfloat16":
-        flat = raw.view(np.uint16).astype(np.uint32)
-        flat <<= np.uint32(16)
-        raw = flat.view(np.uint8)
+    if how in _NARROW:
+        raw = torch.from_numpy(raw).view(getattr(torch, how)).float().numpy().view(np.uint8)
     flat = raw.view(dtype)
     if order is None:
         return flat.reshape(shape)

@@ -112,7 +112,7 @@ class Store:
         except Exception as error:  # of whatever a tree that is not ours asked for
             raise DamagedError(
                 f"a row of {self.layout.root} says nothing that can be read: "
-                f"{type(error).__name__}: {error}"
+                f"{type(error).__name__}: {printable(error)}"
             ) from error
 
     def fetch(self, ref: Mapping[str, Any]) -> NDArray[np.uint8]:

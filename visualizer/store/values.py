@@ -23,9 +23,9 @@ import numpy as np
 from torch import Tensor
 
 from visualizer._block.entry import ModuleInputs
-from visualizer._capture.snapshot import Reference
+from visualizer._capture.snapshot import Narrow, Reference
 from visualizer._printable import printable
-from visualizer.store.arrays import Fetch, describe_array, restore_array
+from visualizer.store.arrays import Fetch, describe_array, describe_narrow, restore_array
 from visualizer.store.pieces import Piece
 from visualizer.store.tensors import describe_tensor, restore_tensor
 
@@ -253,6 +253,10 @@ _CONTAINERS: tuple[tuple[Callable[[Any], bool], Any], ...] = (
     ),
     (lambda value: isinstance(value, np.ma.MaskedArray), _Encoder.of_masked),
     (lambda value: isinstance(value, np.ndarray), _Encoder.of_array),
+    (
+        lambda value: isinstance(value, Narrow),
+        lambda encoder, value, depth: describe_narrow(value, encoder._add),
+    ),
     (lambda value: isinstance(value, np.generic), _Encoder.of_number),
     (
         lambda value: type(value) is list,
