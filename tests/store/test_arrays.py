@@ -173,6 +173,14 @@ def test_masked_arrays() -> None:
     check_same(np.ma.getmaskarray(found), np.ma.getmaskarray(array))
 
 
+def test_parts_made_on_the_way_are_not_taken_for_one_another() -> None:
+    """Python uses the addresses of what is gone again."""
+    made = [np.ma.masked_array(np.full(3, number), np.eye(3)[number % 3]) for number in range(20)]
+    for found, array in zip(through(made), made, strict=True):
+        check_same(found.data, array.data)
+        check_same(np.ma.getmaskarray(found), np.ma.getmaskarray(array))
+
+
 def test_arrays_of_objects() -> None:
     array = np.empty((2, 2), object)
     array[0, 0], array[0, 1] = [1, 2], np.arange(3)

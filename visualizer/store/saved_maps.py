@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,7 +44,6 @@ def row_of_map(made: AttentionMap, site: int) -> Row:
     try:
         found = record.read()
         assert isinstance(found, AttentionCall | Tensor)
-        facts |= {"confirmed": record.confirmed, "is_causal": record.is_causal}
         if isinstance(found, AttentionCall):
             facts["call"], tensors = _facts_of_call(found), _tensors_of_call(found)
         else:
@@ -51,6 +51,9 @@ def row_of_map(made: AttentionMap, site: int) -> Row:
         tensors |= _gradient(record, facts)
     except Exception as error:
         facts["refused"] = [_error_name(error), str(error)]
+    for name in ("confirmed", "is_causal"):
+        with suppress(Exception):  # the same one
+            facts[name] = getattr(record, name)
     lead = tensors.get("query", tensors.get("weights"))
     return Row(
         kind="attention",
