@@ -237,6 +237,7 @@ def test_generated_tokens_have_the_maps_of_their_calls(tmp_path: Path) -> None:
             (1, 4, 1, 7),
             (1, 4, 1, 8),
         ]
+        assert found["output"] == found["calls"][-1]["output"] != found["calls"][0]["output"]
         for call, made in zip(found["calls"], captured.attention[path], strict=True):
             assert call["output"][1] == made.weights().tolist()
 
