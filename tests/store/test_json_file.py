@@ -237,6 +237,7 @@ def test_generated_tokens_have_the_maps_of_their_calls(tmp_path: Path) -> None:
             (1, 4, 1, 7),
             (1, 4, 1, 8),
         ]
+        assert found["output"] == found["calls"][-1]["output"] != found["calls"][0]["output"]
         for call, made in zip(found["calls"], captured.attention[path], strict=True):
             assert call["output"][1] == made.weights().tolist()
 
@@ -254,6 +255,25 @@ def test_kept_calls_have_their_own_maps(tmp_path: Path, keep: Any) -> None:
     assert len(calls) == len(kept) == (1 if keep == "last" else 2)
     for call, entry in zip(calls, kept, strict=True):
         assert np.shape(call["output"][1])[-1] == entry.call + 2 == np.shape(call["output"][0])[1]
+
+
+def test_a_module_that_attends_twice_has_its_first_map(tmp_path: Path) -> None:
+    class Twice(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            first = F.scaled_dot_product_attention(x, x, x)
+            return F.scaled_dot_product_attention(2 * x, x, first)
+
+    model = nn.Sequential()
+    model.attn = Twice()
+    with torch.no_grad(), visualizer.capture(model, modules=["attn"]) as captured:
+        model(torch.randn(1, 2, 5, 8))
+        model(torch.randn(1, 2, 6, 8))
+    result = captured.save_json(tmp_path / "new.json")
+    found = save(captured, tmp_path)["captured"]["attention_outputs"]["attn"]["calls"]
+    assert len(captured.attention) == 4 and len(found) == 2
+    for number, call in enumerate(found):
+        assert call["output"][1] == captured.attention[2 * number].weights().tolist()
+    assert len(result.left_out) == 2 and "further attention map" in result.left_out[0].why
 
 
 def test_keyword_arguments_are_inputs(tmp_path: Path) -> None:
