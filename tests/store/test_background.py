@@ -187,6 +187,7 @@ FORKED = """
             else:
                 raise AssertionError("it takes values of a child")
             each.close()  # quietly: it may be a with-block that is left
+            assert not os.listdir(each.path / "index"), "a child wrote"
         try:
             saving.wait()
         except StoreWriteError as error:

@@ -366,7 +366,10 @@ def test_an_index_that_somebody_wrote(
 
 
 REFS: dict[str, Callable[[dict[str, Any]], Any]] = {
-    **{f"no {key}": (lambda ref, key=key: ref.pop(key)) for key in ("unit", "at", "bytes")},
+    **{
+        f"no {key}": (lambda ref, key=key: ref.pop(key))
+        for key in ("unit", "at", "bytes", "xxh3_128")
+    },
     "a unit that is a text": lambda ref: ref.update(unit="text"),
     "a unit that is a list": lambda ref: ref.update(unit=[]),
     "a unit that is not there": lambda ref: ref.update(unit=77),
@@ -395,6 +398,9 @@ def test_a_reference_that_somebody_wrote(
         Store(path).read(row)
     for other in others:
         Store(path).read(other)
+    report = visualizer.verify(path, quarantine=True)
+    assert report.lost[0] == name_of(row)
+    assert visualizer.verify(path).damages
 
 
 def test_a_shard_that_is_said_to_be_larger_than_memory(path: Path) -> None:

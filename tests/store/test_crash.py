@@ -158,6 +158,16 @@ def test_killed_at_the_borders_of_calls(step: int, old: Any, new: Any, tmp_path:
     assert kills * step > 80
 
 
+def test_killed_before_the_first_unit(old: Any, new: Any, tmp_path: Path) -> None:
+    for place in range(30):
+        path = tmp_path / f"at{place}"
+        died, told = kill_at(place, lambda pipe: save_in_units(old, path, pipe))
+        assert died
+        check_new(path, told, old)
+        if place % 5 == 0:
+            check_repaired(path, new)
+
+
 @pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.slow)])
 def test_an_overwrite_killed_at_the_borders_of_calls(
     step: int, old: Any, new: Any, tmp_path: Path

@@ -19,6 +19,7 @@ import visualizer
 from tests.store.processes import a_capture, equal, fork, reap, values_of
 from visualizer.errors import StoreExistsError, StoreWriteError
 from visualizer.store import Row, Store, StoreWriter, units
+from visualizer.store.queue import queue
 
 ROOT = Path(__file__).parents[2]
 
@@ -440,5 +441,21 @@ def test_a_value_whose_writing_is_interrupted(
     shutil.rmtree(path)
 
 
-def _interrupt(*_: Any) -> None:
+def test_a_wait_for_the_queue_that_is_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "store"
+    with pytest.raises(KeyboardInterrupt), StoreWriter(path, is_in_background=True) as made:
+        made.add(Row(kind="local", value=1, variable="a"))
+        with monkeypatch.context() as patch:
+            patch.setattr(queue, "submit", _interrupt)
+            made._write_unit(None)
+    store = Store(path)
+    assert not store.is_whole
+    assert not store.rows
+    assert not store.damages
+    assert os.listdir(path / "tmp") == ["lock"]
+
+
+def _interrupt(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt

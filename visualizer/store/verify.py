@@ -21,6 +21,8 @@ __all__ = ["Report", "name_of", "verify"]
 
 _MOST_NAMES = 100
 _LONGEST = 1000
+_PARTS = ("unit", "at", "bytes", "xxh3_128")
+"""What only a reference has; one that somebody wrote may lack some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ def verify(path: str | os.PathLike[str], *, quarantine: bool = False) -> Report:
             name_of(row)
             for unit in store.units.values()
             for row in unit.rows
-            if unit.unit in aside or any(ref.get("unit") in aside for ref in refs_in(row.value))
+            if unit.unit in aside or not aside.isdisjoint(_units_of(row))
         ]
         for number in sorted(aside):
             _put_aside(store, number)
@@ -173,7 +175,7 @@ def refs_in(tree: Any) -> Iterator[Mapping[str, Any]]:
         if isinstance(node, list):
             waiting.extend(node)
         elif isinstance(node, dict):
-            if "xxh3_128" in node:
+            if not node.keys().isdisjoint(_PARTS):
                 yield node
             else:
                 waiting.extend(node.values())
