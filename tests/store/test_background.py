@@ -128,7 +128,7 @@ def test_changed_values_are_told_at_the_end(tmp_path: Path) -> None:
     code = """
         gate = threading.Event()
         queue.submit(0, gate.wait)
-        made = StoreWriter(path, is_in_background=True, is_guarded=True)
+        made = StoreWriter(path, is_in_background=True, memory="watched")
         first = row(0)
         made.add(first)
         made.add(row(1))
@@ -305,7 +305,7 @@ def test_changed_values_are_said_each_time(tmp_path: Path) -> None:
     gate = threading.Event()
     queue.submit(0, lambda: gate.wait() and None)
     value = np.arange(9.0)
-    made = StoreWriter(tmp_path / "store", is_in_background=True, is_guarded=True)
+    made = StoreWriter(tmp_path / "store", is_in_background=True, memory="watched")
     made.add(Row(kind="local", value=value, variable="a", function="f"))
     made.add(Row(kind="local", value=np.arange(7.0), variable="b", function="f"))
     made.finish()

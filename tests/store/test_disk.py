@@ -459,3 +459,21 @@ def test_a_wait_for_the_queue_that_is_interrupted(
 
 def _interrupt(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
+
+
+def test_a_store_that_nothing_was_written_to_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    row = Row(kind="output", value=np.arange(3))
+    with monkeypatch.context() as patched:
+        patched.setattr("visualizer.store.units.write_shard", fail)
+        with pytest.raises(StoreWriteError), StoreWriter(tmp_path / "run") as writer:
+            writer.add(row)
+    with StoreWriter(tmp_path / "run") as writer:  # without overwrite=True
+        writer.add(row)
+    store = Store(tmp_path / "run")
+    assert store.is_whole
+    assert np.array_equal(store.read(store.rows[0]), [0, 1, 2])

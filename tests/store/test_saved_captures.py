@@ -113,7 +113,7 @@ def table(captured: Any) -> str:
     with contextlib.redirect_stdout(io.StringIO()) as shown:
         captured.summary()
     plain = re.sub(r"[\d.,]+ (bytes|[KMG]?i?B)", "", shown.getvalue())
-    return re.sub(r"[ ─━]+", " ", plain)
+    return re.sub(r"[ ─━]+", " ", plain).replace(" on the disk; ", " held; ")
 
 
 def check_same(found: Any, expected: Any) -> None:
@@ -596,7 +596,8 @@ def test_only_what_is_asked_for_is_read(tmp_path: Path) -> None:
         repr([found, found.modules, found.inputs, found.attention, *found.attention])
         table(found)
         assert [made.confirmed for made in found.attention] == [True] * 4
-    assert set(files) == indexes | {str(tmp_path / "run" / "store.json")}
+    ours = {file for file in files if file.startswith(str(tmp_path))}
+    assert ours == indexes | {str(tmp_path / "run" / "store.json")}
     rows = Store(tmp_path / "run").rows
     for number, (made, expected) in enumerate(
         zip(found.attention, captured.attention, strict=True)
@@ -686,7 +687,6 @@ def test_what_is_changed_meanwhile_is_left_out(tmp_path: Path, held: threading.E
     held.set()
     with pytest.raises(OverwrittenError, match="the output of head, call 0"):
         saving.wait()
-    saving.wait()  # told once
     found = load(tmp_path / "run")
     assert found.modules["head"] == []
     np.testing.assert_array_equal(found.modules["blocks.1.mlp"][0].value, before)

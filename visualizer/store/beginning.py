@@ -34,7 +34,7 @@ def check_place(layout: Layout, overwrite: bool) -> None:
         raise StoreExistsError(f"{root} is a file; give the path of a folder that is to be made")
     is_mixed = root.exists() and not all(map(layout.is_beginning, root.iterdir()))
     is_there = layout.is_there()  # after that: another process may begin one meanwhile
-    if is_there and not overwrite:
+    if is_there and not overwrite and not _is_empty(layout):
         raise StoreExistsError(
             f"{root} holds a store already. Give another path, or overwrite=True to replace it; "
             f"it stays until the new one is whole"
@@ -48,9 +48,25 @@ def check_place(layout: Layout, overwrite: bool) -> None:
 
 def next_place(layout: Layout) -> tuple[int, int]:
     """Return the generation, and the number of the first unit."""
+    if _is_empty(layout):
+        return 1, 0
+    return _last_generation(layout) + 1, max(_units(layout), default=-1) + 1
+
+
+def _units(layout: Layout) -> set[int]:
     folders = (layout.index, layout.shards, layout.quarantine)
-    units = {unit for folder in folders for unit in layout.units_in(folder)}
-    return _last_generation(layout) + 1, max(units, default=-1) + 1
+    return {unit for folder in folders for unit in layout.units_in(folder)}
+
+
+def _is_empty(layout: Layout) -> bool:
+    """Tell whether a store was begun, and then nothing was written to it: there is none to lose."""
+    if _units(layout):
+        return False
+    try:
+        (about,) = parse_sealed(layout.about.read_bytes(), "store.json")
+        return about["units"] is None
+    except (OSError, ValueError, TypeError, KeyError, DamagedError):
+        return False
 
 
 def _last_generation(layout: Layout) -> int:
