@@ -98,6 +98,14 @@ def row_of_entry(entry: Entry) -> Row:
     )
 
 
+def _explained(record: CaptureRecord) -> list[str]:
+    """Return what `explain` says; the model may be changed while it is looked through."""
+    try:
+        return record.explain()
+    except RuntimeError as error:
+        return [f"what is missing could not be told: {error}"]
+
+
 def row_of_capture(
     record: CaptureRecord,
     annotations: Annotations,
@@ -118,7 +126,7 @@ def row_of_capture(
         "inputs": list(record.inputs()),
         "attention": record.attention is not None,
         "paths": list(paths),
-        "explained": record.explain(),
+        "explained": _explained(record),
         "why_no_attention": "" if paths else record.why_no_attention(),
         "spec": record.spec,
         "prefix_tokens": int(annotations.prefix_tokens),

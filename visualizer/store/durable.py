@@ -69,7 +69,11 @@ class Owner:
     def release(self) -> None:
         """Remove the folder."""
         if self._descriptor is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            try:
+                os.unlink(os.path.join(self.folder, "owner"))
+                os.rmdir(self.folder)
+            except OSError:  # something is left in it
+                shutil.rmtree(self.folder, ignore_errors=True)
             self.forget()
 
     def forget(self) -> None:

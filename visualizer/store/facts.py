@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from visualizer._printable import counted
+from visualizer.store.decoding import decode
 from visualizer.store.index import Row
 from visualizer.store.layout import unit_name
 from visualizer.store.reader import Damage, Store
-from visualizer.store.values import decode
 
 __all__ = ["Facts", "facts_of", "find_missing"]
 

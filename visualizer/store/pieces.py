@@ -11,13 +11,16 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-__all__ = ["NATIVE", "Piece", "Ref", "hash_of"]
+__all__ = ["NATIVE", "Known", "Piece", "Ref", "hash_of"]
 
 _INTEGERS = "bool uint8 uint16 uint32 uint64 int8 int16 int32 int64"
 _FLOATS = "float16 bfloat16 float32 float64 complex64"
 _FLOAT8 = "float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz float8_e8m0fnu"
 NATIVE = frozenset(f"{_INTEGERS} {_FLOATS} {_FLOAT8}".split())
 """Types that safetensors has, by torch's name."""
+
+
+_SAMPLE = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,6 +62,12 @@ class Piece:
         """Return the hash of the bytes as they are now."""
         return hash_of((ctypes.c_char * self.nbytes).from_address(self.address))
 
+    def sample(self) -> bytes:
+        """Return some of the bytes, from the beginning, the middle and the end."""
+        size = min(self.nbytes, _SAMPLE)
+        places = (0, (self.nbytes - size) // 2, self.nbytes - size)
+        return b"".join(ctypes.string_at(self.address + place, size) for place in places)
+
 
 def hash_of(memory: Any) -> str:
     """Return the xxh3_128 of bytes, as it stands in the index."""
@@ -80,6 +89,13 @@ class Ref:
     digest: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     spare: list[Piece] = field(default_factory=list)
+
+    def hash(self) -> str:
+        """Return the hash of its bytes, which is computed once."""
+        if self.digest is None:
+            assert self.piece is not None
+            self.digest = self.piece.hash()
+        return self.digest
 
     def turn_to_spare(self) -> None:
         """Let go of memory that was written to; what has the same bytes takes its place."""
@@ -112,3 +128,34 @@ class Ref:
     def is_lost(self) -> bool:
         """Whether it was not written, and never will be."""
         return self.piece is None and not self.facts
+
+
+class Known:
+    """The pieces of a store so far: the same bytes are written once.
+
+    Only where a sample of them agrees are hashes compared.
+    """
+
+    def __init__(self) -> None:
+        self._first: dict[_Alike, Ref] = {}
+        self._others: dict[tuple[_Alike, str], Ref] = {}
+
+    def find(self, ref: Ref) -> Ref:
+        """Return what has the same bytes; that is the reference itself where there is nothing."""
+        assert ref.piece is not None
+        alike = (ref.piece.dtype, ref.piece.shape, ref.piece.sample())
+        first = self._first.setdefault(alike, ref)
+        if first is ref:
+            return ref
+        if first.is_lost:
+            self._first[alike] = ref
+            return ref
+        self._others.setdefault((alike, first.hash()), first)
+        same = self._others.setdefault((alike, ref.hash()), ref)
+        if same.is_lost:
+            self._others[alike, ref.hash()] = same = ref
+        return same
+
+
+_Alike = tuple[str, tuple[int, ...], bytes]
+"""Type, shape and a sample."""

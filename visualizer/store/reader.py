@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from visualizer._printable import printable
 from visualizer.errors import DamagedError, NotAStoreError
+from visualizer.store.decoding import decode
 from visualizer.store.index import SCHEMA, Row, UnitIndex, parse_index, parse_sealed
 from visualizer.store.layout import Layout, is_unit, unit_name
 from visualizer.store.pieces import hash_of
 from visualizer.store.shards import read_slice
-from visualizer.store.values import decode
 
 __all__ = ["Damage", "Place", "Store"]
 

@@ -11,14 +11,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from visualizer.store.beside import beside
 from visualizer.store.durable import Owner, sync_file, sync_folder
+from visualizer.store.encoding import encode
 from visualizer.store.index import Row, as_read, render_index, seal
 from visualizer.store.layout import Layout
-from visualizer.store.pieces import Piece, Ref
+from visualizer.store.pieces import Known, Piece, Ref
 from visualizer.store.shards import Written, key_of, write_shard
-from visualizer.store.values import encode
 
-__all__ = ["Content", "Final", "Memory", "OnWritten", "Unit", "commit", "render_about"]
+__all__ = ["Final", "Memory", "OnWritten", "Unit", "commit", "render_about"]
 
 
 Memory = Literal["others", "watched", "ours"]
@@ -81,7 +82,7 @@ class Unit:
 
     number: int
     generation: int
-    known: dict[Content, Ref]
+    known: Known
     memory: Memory = "others"
     rows: list[Added] = field(default_factory=list)
     refs: list[Ref] = field(default_factory=list)
@@ -148,10 +149,12 @@ class Unit:
         return sum(ref.piece.nbytes for ref in self.refs[before:] if ref.piece is not None)
 
     def _find(self, piece: Piece) -> Ref:
-        ref = Ref(piece, piece.hash() if piece.wait is None else None)  # not there yet: a GPU's
-        if ref.digest is not None:
-            same = self.known.setdefault((ref.digest, piece.dtype, piece.shape), ref)
-            if same is not ref and not same.is_lost:
+        ref = Ref(piece)
+        if piece.wait is None:  # or else it is not there yet: a GPU's
+            if self.memory != "ours":
+                ref.hash()
+            same = self.known.find(ref)
+            if same is not ref:
                 if self.memory == "watched" and same.piece is not None:
                     same.spare.append(piece)
                 return same
@@ -164,10 +167,6 @@ class Unit:
         """Let go of the memory."""
         for ref in self.refs:
             ref.let_go()
-
-
-Content = tuple[str, str, tuple[int, ...]]
-"""The hash of a piece of memory, its type and its shape."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,15 +202,14 @@ def commit(layout: Layout, owner: Owner, unit: Unit, final: Final | None = None)
     about = owner.folder / layout.about.name
     made = [about, index, shard]
     try:
-        written, changed = _write_tensors(shard, unit)
-        rows = [added.row for added in unit.rows]
-        index.write_bytes(render_index(unit.number, unit.generation, written, rows))
-        if written is not None:
-            shard.chmod(owner.mode)
-            sync_file(shard)
+        with contextlib.ExitStack() as at_work:
+            written, changed = _write_tensors(shard, unit, owner.mode, at_work)
+            rows = [added.row for added in unit.rows]
+            index.write_bytes(render_index(unit.number, unit.generation, written, rows))
+            if final is not None:
+                about.write_bytes(render_about(final.about, final.units))
         sync_file(index)
         if final is not None:
-            about.write_bytes(render_about(final.about, final.units))
             sync_file(about)
         if written is not None:
             made.append(layout.shard(unit.number))
@@ -247,21 +245,31 @@ def render_about(about: Mapping[str, Any], units: Sequence[int] | None) -> bytes
     return seal([json.dumps({**about, "units": None if units is None else list(units)})])
 
 
-def _write_tensors(shard: Path, unit: Unit) -> tuple[Written | None, list[Row]]:
-    """Write a unit's tensors, without those that were written to in memory meanwhile."""
+def _write_tensors(
+    shard: Path, unit: Unit, mode: int, at_work: contextlib.ExitStack
+) -> tuple[Written | None, list[Row]]:
+    """Write a unit's tensors, without those that were written to in memory meanwhile.
+
+    They are hashed while the disk is at work, which is waited for where `at_work` is closed.
+    """
     for ref in unit.refs:
         if ref.piece is not None and ref.piece.wait is not None and not ref.piece.wait():
             ref.let_go()
     while True:
         left_out = [added.row for added in unit.rows if added.is_lost]
-        pieces = [(ref, ref.piece) for ref in unit.refs if ref.piece is not None]
-        for ref, piece in pieces:
-            ref.digest = ref.digest or piece.hash()
-        written = write_shard(shard, [piece for _, piece in pieces]) if pieces else None
+        refs = [ref for ref in unit.refs if ref.piece is not None]
+        written = None
+        if refs:
+            written = write_shard(shard, [ref.piece for ref in refs if ref.piece is not None])
+            shard.chmod(mode)
+            at_work.enter_context(beside(lambda: sync_file(shard)))
+        for ref in refs:
+            ref.hash()
         if not (unit.memory == "watched" and _let_go_of_changed(unit.refs)):
             break
+        at_work.close()
     unit.rows = [added for added in unit.rows if not added.is_lost]
-    for number, (ref, _) in enumerate(pieces):
+    for number, ref in enumerate(refs):
         assert written is not None
         ref.settle(unit.number, key_of(number), written.offsets[key_of(number)])
     return written, left_out

@@ -23,9 +23,9 @@ from visualizer.store.device import Moment, begin_after, moment
 from visualizer.store.durable import sync_file, sync_folder
 from visualizer.store.index import Row
 from visualizer.store.layout import Layout
-from visualizer.store.pieces import Ref, hash_of
+from visualizer.store.pieces import Known, hash_of
 from visualizer.store.queue import at_exit, queue
-from visualizer.store.units import Content, Final, Memory, OnWritten, Unit, commit
+from visualizer.store.units import Final, Memory, OnWritten, Unit, commit
 
 __all__ = ["UNIT_BYTES", "StoreWriter"]
 
@@ -71,7 +71,7 @@ class StoreWriter:
         self._is_in_background, self._memory = is_in_background, memory
         self._max_bytes = max_bytes
         self._unit_bytes = UNIT_BYTES if max_bytes is None else min(UNIT_BYTES, max_bytes // 2)
-        self._known: dict[Content, Ref] = {}
+        self._known = Known()
         self._futures: list[Future[None]] = []
         self._changed: list[Row] = []
         self._error: BaseException | None = None
@@ -265,7 +265,7 @@ class StoreWriter:
             self._changed += commit(self._layout, self._owner, unit, final)
             if unit.number == self._units[0]:
                 self._sync_new(final)
-            if final is not None:
+            if final is not None and self._generation > 1:
                 self._remove_replaced(final)
         except BaseException as error:
             self._error = error
