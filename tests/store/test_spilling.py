@@ -223,6 +223,36 @@ def test_the_model_waits_only_at_the_bound(tmp_path: Path, monkeypatch: Any) -> 
     assert [entry.value[0] for entry in entries] == list(range(32))
 
 
+def test_attention_that_waits_at_the_bound(tmp_path: Path) -> None:
+    model, inputs = Model(), [torch.randn(1, 64, 32) for _ in range(40)]
+    with torch.no_grad(), visualizer.capture(model, keep="qk") as expected:
+        for x in inputs:
+            model(x)
+    with (
+        torch.no_grad(),
+        visualizer.capture(model, keep="qk", out=tmp_path / "run", max_bytes=2**16) as captured,
+    ):
+        for x in inputs:
+            model(x)
+            _ = captured.attention[-1].shape  # so that no call waits
+    assert len(Store(tmp_path / "run").units) > 10
+    loaded = visualizer.load(tmp_path / "run")
+    for got, wanted in zip(loaded.attention, expected.attention, strict=True):
+        assert np.array_equal(got.weights(), wanted.weights())
+
+
+def test_a_unit_of_bfloat16_is_as_large_as_any(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("visualizer.store.writer.UNIT_BYTES", 2**16)
+    model = nn.Sequential(nn.Linear(64, 64)).to(torch.bfloat16)
+    inputs = [torch.randn(64, 64).to(torch.bfloat16) for _ in range(32)]
+    with torch.no_grad(), visualizer.capture(model, modules="0", out=tmp_path / "run"):
+        for x in inputs:
+            model(x)
+    shards = list((tmp_path / "run" / "shards").iterdir())
+    assert len(shards) == 4  # of 2 bytes × 64 × 64 × 32
+    assert all(shard.stat().st_size >= 2**16 for shard in shards)
+
+
 def test_an_error_of_writing_leaves_the_model_alone_and_is_raised_at_the_end(
     tmp_path: Path, monkeypatch: Any
 ) -> None:

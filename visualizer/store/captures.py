@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -75,8 +76,9 @@ def size_of_map(made: AttentionMap) -> int:
 
 def size_of_entry(entry: Entry) -> int:
     """Return about how many bytes a captured value takes in a store."""
-    is_widened = entry.dtype is not None and entry.dtype.startswith(("bfloat16", "float8"))
-    return entry.nbytes // 2 if is_widened else entry.nbytes
+    if entry.shape is not None and (entry.dtype or "").startswith(("bfloat16", "float8")):
+        return min(entry.nbytes, 2 * math.prod(entry.shape))  # it may have been widened
+    return entry.nbytes
 
 
 def row_of_entry(entry: Entry) -> Row:
