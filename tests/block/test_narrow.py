@@ -90,6 +90,15 @@ def test_a_view_holds_no_more_than_its_own() -> None:
     assert np.array_equal(entry.value, x[:2, ::2].t().float().numpy())
 
 
+def test_a_turned_one_is_saved_as_it_is(tmp_path: Any) -> None:
+    x = torch.randn(4, 6).to(torch.bfloat16)
+    with visualizer.capture(Give(x.t()), modules="") as captured:
+        captured._record.model()
+    captured.save(tmp_path / "run")
+    (entry,) = visualizer.load(tmp_path / "run").modules[""]
+    assert np.array_equal(entry.value, x.t().float().numpy())
+
+
 def test_what_has_a_graph_is_detached() -> None:
     layer = nn.Linear(3, 3).to(torch.bfloat16)
     with visualizer.capture(layer, modules="") as captured:

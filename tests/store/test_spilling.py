@@ -241,13 +241,17 @@ def test_attention_that_waits_at_the_bound(tmp_path: Path) -> None:
         assert np.array_equal(got.weights(), wanted.weights())
 
 
-def test_a_unit_of_bfloat16_is_as_large_as_any(tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("way", ["out", "background", "foreground"])
+def test_a_unit_of_bfloat16_is_as_large_as_any(tmp_path: Path, monkeypatch: Any, way: str) -> None:
     monkeypatch.setattr("visualizer.store.writer.UNIT_BYTES", 2**16)
     model = nn.Sequential(nn.Linear(64, 64)).to(torch.bfloat16)
     inputs = [torch.randn(64, 64).to(torch.bfloat16) for _ in range(32)]
-    with torch.no_grad(), visualizer.capture(model, modules="0", out=tmp_path / "run"):
+    out = tmp_path / "run" if way == "out" else None
+    with torch.no_grad(), visualizer.capture(model, modules="0", out=out) as captured:
         for x in inputs:
             model(x)
+    if out is None:
+        captured.save(tmp_path / "run", background=way == "background").wait()
     shards = list((tmp_path / "run" / "shards").iterdir())
     assert len(shards) == 4  # of 2 bytes × 64 × 64 × 32
     assert all(shard.stat().st_size >= 2**16 for shard in shards)

@@ -157,7 +157,7 @@ class AttentionTap:
         What is new among the waiting is held against the output.
         """
         troubles = self._patches.remove()
-        if self._waiting and (self._sink is not None or self._has_new()):
+        if self._waiting and self._has_new():
             self.catch_up()
         for site, record in self._compared_on_device:
             if record.confirmed is False and site.refused is None:
