@@ -104,25 +104,24 @@ class PinnedPool:
 
 pool = PinnedPool()
 
-Moment = list[Any]
-"""An event of each GPU, behind all that the model had queued."""
+Moment = dict[int, Any]
+"""By GPU, an event behind all that the model had queued there."""
 
 
 def moment() -> Moment:
-    """Return where the GPUs' queues end at this moment."""
-    if not torch.cuda.is_initialized():
-        return []
-    events = []
-    for device in range(torch.cuda.device_count()):
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(device))
-        events.append(event)
+    """Return where the queues end at this moment, of the GPUs that hold something."""
+    events: Moment = {}
+    if torch.cuda.is_initialized():
+        for device in range(torch.cuda.device_count()):
+            if torch.cuda.memory_reserved(device):  # no other gets a context for our sake
+                events[device] = torch.cuda.Event()
+                events[device].record(torch.cuda.current_stream(device))
     return events
 
 
 def begin_after(events: Moment) -> None:
     """Let what this thread does on a GPU begin behind a moment."""
-    for device, event in enumerate(events):
+    for device, event in events.items():
         torch.cuda.current_stream(device).wait_event(event)
 
 
