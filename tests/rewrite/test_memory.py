@@ -134,15 +134,17 @@ def test_functions_made_at_every_call_do_not_accumulate() -> None:
     tracemalloc.start()
     try:
         round_trip(20)
-        gc.collect()
-        before = tracemalloc.get_traced_memory()[0]
-        round_trip(300)
-        gc.collect()
-        grown = tracemalloc.get_traced_memory()[0] - before
+        grown = []
+        for _ in range(3):  # what grows does so each time; what other threads take, does not
+            gc.collect()
+            before = tracemalloc.get_traced_memory()[0]
+            round_trip(300)
+            gc.collect()
+            grown.append(tracemalloc.get_traced_memory()[0] - before)
     finally:
         tracemalloc.stop()
     assert keys_in_globals() == []
-    assert grown < 300 * 2 * 100  # bytes; one holder with its finalizer takes several hundred
+    assert min(grown) < 300 * 2 * 100  # bytes; one holder with its finalizer takes several hundred
 
 
 def test_a_template_is_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
