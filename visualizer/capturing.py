@@ -69,7 +69,8 @@ def capture(
         CaptureBudgetError: On leaving the block: `max_bytes` was reached.
         MapRefusedError: On leaving the block: a map disagrees with the model's output.
         StoreExistsError: On entering it: there is something at `out` already.
-        StoreWriteError: On entering or leaving it: `out` can't be written to.
+        StoreWriteError: On entering or leaving it: `out` can't be written to. On entering: what was
+            saved in the background could not be, and nobody has waited for it.
 
     Example:
         >>> import torch

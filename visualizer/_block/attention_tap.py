@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 import threading
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
-
-from torch import nn
+from typing import NamedTuple
 
 from visualizer._block.attention_gradient import CallGradient
 from visualizer._block.attention_record import AttentionRecord, Versions
@@ -17,10 +14,9 @@ from visualizer._block.budget import Budget, in_words
 from visualizer._block.options import Keep
 from visualizer._block.places import Place, Places
 from visualizer._block.sink import ValueSink
-from visualizer._block.wrappers import spots
 from visualizer._intercept.checkpoints import Checkpoints
 from visualizer._intercept.holding import is_cache, pins_more
-from visualizer._intercept.install import AttentionPatches, attention_functions
+from visualizer._intercept.install import AttentionPatches
 from visualizer._intercept.observation import Observation, QueryKeyObservation
 from visualizer._intercept.observers import Sighting
 from visualizer.attention import AttentionMap
@@ -172,21 +168,6 @@ class AttentionTap:
                 return any(each.sighting.kind not in _compared for each in self._waiting)
             except Exception:  # a tensor type of somebody's own
                 return True
-
-    def find_kept_functions(self, model: nn.Module) -> list[tuple[str, str]]:
-        """Return `(module path, reason)` for functions that modules keep, which are not seen."""
-        functions = attention_functions()
-        of_class: dict[type, list[tuple[str, int]]] = {}
-        found = []
-        for spot, module in spots(model):
-            cls = type(module)
-            if cls not in of_class:
-                bases = _bases_of(cls)
-                of_class[cls] = [each for base in bases for each in _find(functions, vars(base))]
-            for name, which in _find(functions, vars(module)) + of_class[cls]:
-                reason = f"it keeps {functions[which]} in its attribute {name!r}"
-                found.append((spot.path, reason))
-        return found
 
     def on_attention(self, sighting: Sighting) -> None:
         """Keep what was seen, if that is wanted, possible and allowed."""
@@ -362,33 +343,6 @@ class AttentionTap:
 def _record_of(made: AttentionMap) -> AttentionRecord:
     assert isinstance(made.record, AttentionRecord)
     return made.record
-
-
-def _bases_of(cls: type) -> list[type]:
-    """Return a module's class and its bases, without torch's base of all modules."""
-    classes = [each for each in cls.__mro__ if issubclass(each, nn.Module)]
-    return classes[: classes.index(nn.Module)]
-
-
-def _find(functions: Mapping[int, str], attributes: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Return name and function of the attributes that are one of some, out of their wrappings."""
-    found = []
-    for name, value in list(attributes.items()):
-        if isinstance(value, _WRAPPINGS):
-            value = _unwrapped(value)
-        if id(value) in functions:
-            found.append((name, id(value)))
-    return found
-
-
-_WRAPPINGS = (staticmethod, functools.partial)
-
-
-def _unwrapped(value: Any) -> Any:
-    value = value.__func__ if isinstance(value, staticmethod) else value
-    while isinstance(value, functools.partial):
-        value = value.func
-    return value
 
 
 def _is_decoding(sighting: Sighting) -> bool:

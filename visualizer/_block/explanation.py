@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from visualizer._block.attention_tap import AttentionTap
+from visualizer._block.kept_functions import find_kept_functions
 from visualizer._block.locals_tap import TappedFunction
 from visualizer._block.modules_tap import TappedModule
 from visualizer._block.sites import Site
@@ -74,7 +75,7 @@ def explain_attention(tap: AttentionTap, model: nn.Module | None) -> list[str]:
     found = []
     for (where, reason), times in list(tap.unseen.items()):
         found.append(f"attention of {where!r} was out of sight {times}×, because {reason}")
-    for where, reason in [] if model is None else tap.find_kept_functions(model):
+    for where, reason in [] if model is None else find_kept_functions(model):
         found.append(f"attention of {where!r} was out of sight: {reason}")
     for site in tap.sites:
         if site.refused is not None:
