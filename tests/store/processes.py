@@ -76,10 +76,10 @@ def save_in_units(captured: Any, path: Path, told: int | None = None, **options:
     """Save in small units, and tell of each that was committed. For a process of its own."""
     commit = writer.commit
 
-    def commit_and_tell(layout: Any, owner: Any, unit: Any, final: Any = None) -> Any:
-        found = commit(layout, owner, unit, final)
+    def commit_and_tell(layout: Any, owner: Any, place: Any, *args: Any) -> Any:
+        found = commit(layout, owner, place, *args)
         if told is not None:
-            os.write(told, f"{unit.number}\n".encode())
+            os.write(told, f"{place.number}\n".encode())
         return found
 
     writer.commit, writer.UNIT_BYTES = commit_and_tell, UNIT_BYTES

@@ -15,7 +15,7 @@ import pytest
 import visualizer
 from tests.store.processes import a_capture, equal, fork, reap, save_in_units, values_of
 from visualizer.errors import DamagedError, StoreExistsError, StoreWriteError
-from visualizer.store import Row, Store, StoreWriter, reader, writer
+from visualizer.store import Row, Store, StoreWriter, beginning, reader, writer
 from visualizer.store.queue import WriteQueue, queue
 
 
@@ -126,7 +126,7 @@ def test_what_waits_to_be_written_is_bounded(
 
     def counted(*args: Any) -> Any:
         most.append(queue._waiting)
-        held.append(sum(ref.piece.nbytes for ref in args[2].refs if ref.piece is not None))
+        held.append(sum(ref.piece.nbytes for ref in args[3].refs if ref.piece is not None))
         return commit(*args)
 
     monkeypatch.setattr(writer, "commit", counted)
@@ -231,17 +231,17 @@ def test_who_comes_when_another_is_done_begins_behind_it(
     """One overwrites between another's look at the store and its lock."""
     path = tmp_path / "store"
     old.save(path)
-    own = writer.own
+    own = beginning._own
 
     def slow_own(layout: Any) -> Any:
-        monkeypatch.setattr(writer, "own", own)
-        new.save(path, overwrite=True)
+        monkeypatch.setattr(beginning, "_own", own)
+        assert reap(fork(lambda: new.save(path, overwrite=True))) == 0
         return own(layout)
 
-    monkeypatch.setattr(writer, "own", slow_own)
+    monkeypatch.setattr(beginning, "_own", slow_own)
     made = StoreWriter(path, overwrite=True)
     made.add(row(1))
-    made._write_unit(None)  # and is cut off here
+    made._write_unit(is_last=False)  # and is cut off here
     made.abandon()
     assert visualizer.verify(path).ok
     assert Store(path).is_whole
@@ -252,14 +252,14 @@ def test_one_that_saved_meanwhile_is_not_overwritten(
     old: Any, new: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "store"
-    own = writer.own
+    own = beginning._own
 
     def slow_own(layout: Any) -> Any:
-        monkeypatch.setattr(writer, "own", own)
-        new.save(path)
+        monkeypatch.setattr(beginning, "_own", own)
+        assert reap(fork(lambda: new.save(path))) == 0
         return own(layout)
 
-    monkeypatch.setattr(writer, "own", slow_own)
+    monkeypatch.setattr(beginning, "_own", slow_own)
     with pytest.raises(StoreExistsError, match="holds a store already"):
         old.save(path)
     assert equal(values_of(visualizer.load(path)), values_of(new))

@@ -431,7 +431,7 @@ def test_a_value_whose_writing_is_interrupted(
         made.add(Row(kind="local", value=1, variable="a"))
         with monkeypatch.context() as patch:
             patch.setattr(units, "render_index", _interrupt)
-            made._write_unit(None)
+            made._write_unit(is_last=False)
     assert not Store(path).is_whole
     assert not Store(path).rows
     assert os.listdir(path / "tmp") == ["lock"]
@@ -449,7 +449,7 @@ def test_a_wait_for_the_queue_that_is_interrupted(
         made.add(Row(kind="local", value=1, variable="a"))
         with monkeypatch.context() as patch:
             patch.setattr(queue, "submit", _interrupt)
-            made._write_unit(None)
+            made._write_unit(is_last=False)
     store = Store(path)
     assert not store.is_whole
     assert not store.rows

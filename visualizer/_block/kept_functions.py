@@ -17,17 +17,37 @@ __all__ = ["find_kept_functions"]
 def find_kept_functions(model: nn.Module) -> list[tuple[str, str]]:
     """Return `(module path, reason)` for functions that modules keep, which are not seen."""
     functions = attention_functions()
-    of_class: dict[type, list[tuple[str, int]]] = {}
+    if not _are_kept(functions, model):  # as hardly ever, and that is told fast
+        return []
+    of_class: dict[type, list[tuple[str, str]]] = {}
     found = []
     for spot, module in spots(model):
+        if _is_torchs(module):
+            continue
         cls = type(module)
         if cls not in of_class:
-            bases = _bases_of(cls)
-            of_class[cls] = [each for base in bases for each in _find(functions, vars(base))]
-        for name, which in _find(functions, vars(module)) + of_class[cls]:
-            reason = f"it keeps {functions[which]} in its attribute {name!r}"
-            found.append((spot.path, reason))
+            of_class[cls] = [each for base in _bases_of(cls) for each in _find(functions, base)]
+        for name, function in _find(functions, module) + of_class[cls]:
+            found.append((spot.path, f"it keeps {function} in its attribute {name!r}"))
     return found
+
+
+def _are_kept(functions: Mapping[int, str], model: nn.Module) -> bool:
+    """Tell whether some module keeps one of some functions."""
+    modules = [module for module in model.modules() if not _is_torchs(module)]
+    values: list[Any] = []
+    for base in {base for cls in set(map(type, modules)) for base in _bases_of(cls)}:
+        values.extend(vars(base).values())
+    for module in modules:
+        values.extend(vars(module).values())
+    wrappings = {cls for cls in set(map(type, values)) if issubclass(cls, _WRAPPINGS)}
+    values += [_unwrapped(value) for value in values if type(value) in wrappings]
+    return not functions.keys().isdisjoint(map(id, values))
+
+
+def _is_torchs(module: nn.Module) -> bool:
+    """Tell whether a module runs torch's own code, which calls no function that it was given."""
+    return type(module).__module__.startswith("torch.nn.") and "forward" not in vars(module)
 
 
 def _bases_of(cls: type) -> list[type]:
@@ -36,15 +56,10 @@ def _bases_of(cls: type) -> list[type]:
     return classes[: classes.index(nn.Module)]
 
 
-def _find(functions: Mapping[int, str], attributes: Mapping[str, Any]) -> list[tuple[str, int]]:
+def _find(functions: Mapping[int, str], owner: object) -> list[tuple[str, str]]:
     """Return name and function of the attributes that are one of some, out of their wrappings."""
-    found = []
-    for name, value in list(attributes.items()):
-        if isinstance(value, _WRAPPINGS):
-            value = _unwrapped(value)
-        if id(value) in functions:
-            found.append((name, id(value)))
-    return found
+    found = ((name, id(_unwrapped(value))) for name, value in list(vars(owner).items()))
+    return [(name, functions[each]) for name, each in found if each in functions]
 
 
 _WRAPPINGS = (staticmethod, functools.partial)

@@ -39,8 +39,14 @@ class unobserved:  # noqa: N801  (used as a function, as contextlib's own contex
 
     def __init__(self, device: str = "cpu") -> None:
         self._device = device
+        self._stack: ExitStack | None = None
 
     def __enter__(self) -> None:
+        if not (_depth.value and _is_off(self._device)):
+            self._switch_off()
+        _depth.value += 1
+
+    def _switch_off(self) -> None:
         self._stack = ExitStack()
         self._stack.enter_context(torch._C.DisableTorchFunction())  # first: modes see all the rest
         if torch.is_inference_mode_enabled():  # what is made there can't be written to elsewhere
@@ -50,11 +56,22 @@ class unobserved:  # noqa: N801  (used as a function, as contextlib's own contex
             self._stack.enter_context(_disable_current_modes())
         if _autocasts(self._device):
             self._stack.enter_context(torch.autocast(self._device, enabled=False))
-        _depth.value += 1
 
     def __exit__(self, *error: Any) -> None:
         _depth.value -= 1
-        self._stack.close()
+        if self._stack is not None:
+            self._stack.close()
+
+
+def _is_off(device: str) -> bool:
+    """Tell whether there is nothing to switch off, as in another block."""
+    return not (
+        torch._C._is_torch_function_enabled()
+        or torch.is_grad_enabled()
+        or torch.is_inference_mode_enabled()
+        or torch._C._len_torch_dispatch_stack()
+        or _autocasts(device)
+    )
 
 
 def _autocasts(device: str) -> bool:

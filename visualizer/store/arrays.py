@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from visualizer._capture.snapshot import Narrow
-from visualizer.store.device import piece_of
+from visualizer.store.device import dtype_name, piece_of
 from visualizer.store.pieces import NATIVE, Piece
 
 __all__ = ["Fetch", "describe_array", "restore_array"]
@@ -21,7 +22,7 @@ Fetch = Callable[[Mapping[str, Any]], NDArray[np.uint8]]
 Add = Callable[[Piece], Any]
 """Has a piece written, and returns a reference to it."""
 
-_CHUNK = 2**18
+_FIRST, _CHUNK = 2**8, 2**18
 _NARROW = frozenset(name for name in NATIVE if name.startswith(("bfloat16", "float8")))
 _UPPER_HALF = 1 if sys.byteorder == "little" else 0
 
@@ -33,28 +34,33 @@ def describe_array(array: NDArray[Any], add: Add) -> dict[str, Any] | None:
         array: Of any type and layout.
         add: Takes its pieces.
     """
-    dtype = array.dtype
+    dtype, name = array.dtype, _name(array.dtype)
     if dtype.hasobject:
         return None
-    if dtype.kind == "V" and dtype.names is None and not dtype.name.startswith("void"):
+    if dtype.kind == "V" and dtype.names is None and not name.startswith("void"):
         array = array.astype(np.float32)  # bfloat16 of ml_dtypes, as get_local has it
-        dtype = array.dtype
+        dtype, name = array.dtype, _name(array.dtype)
     order, dense = _dense(array)
-    node: dict[str, Any] = {"kind": "array", "dtype": dtype.name, "shape": list(array.shape)}
+    node: dict[str, Any] = {"kind": "array", "dtype": name, "shape": list(array.shape)}
     if order is not None:
         node["order"] = order
     if dtype.kind == "c" and dtype.itemsize == 16 and dtype.isnative:
-        node["as"], dense = "parts", dense.reshape(-1).view(np.float64)
-    elif not (dtype.isnative and dtype.name in NATIVE):
+        node["as"], dense, name = "parts", dense.reshape(-1).view(np.float64), "float64"
+    elif not (dtype.isnative and name in NATIVE):
         node["as"], node["dtype"] = "bytes", _write_dtype(dtype)
-        dense = np.frombuffer(dense.tobytes(), np.uint8)
-    elif dtype == np.float32 and _fits_bfloat16(dense):
-        node["as"] = "bfloat16"
+        dense, name = np.frombuffer(dense.tobytes(), np.uint8), "uint8"
+    elif name == "float32" and _fits_bfloat16(dense):
+        node["as"] = name = "bfloat16"
         halves = dense.reshape(-1).view(np.uint16)[_UPPER_HALF::2].copy()
-        node["stored"] = _add(halves.reshape(dense.shape), add, "bfloat16")
-        return node
-    node["stored"] = _add(dense, add)
+        dense = halves.reshape(dense.shape)
+    node["stored"] = add(Piece.of_array(dense, name)) if dense.nbytes else None
     return node
+
+
+@functools.lru_cache(256)
+def _name(dtype: np.dtype[Any]) -> str:
+    """Return numpy's name of a type, which it puts together each time."""
+    return dtype.name
 
 
 def describe_narrow(narrow: Narrow, add: Add) -> dict[str, Any]:
@@ -64,13 +70,9 @@ def describe_narrow(narrow: Narrow, add: Add) -> dict[str, Any]:
         "kind": "array",
         "dtype": "float32",
         "shape": list(narrow.shape),
-        "as": str(tensor.dtype).removeprefix("torch."),
+        "as": dtype_name(tensor.dtype),
         "stored": add(piece_of(tensor)) if tensor.numel() else None,
     }
-
-
-def _add(dense: NDArray[Any], add: Add, dtype: str | None = None) -> Any:
-    return add(Piece.of_array(dense, dtype)) if dense.nbytes else None
 
 
 def restore_array(node: Mapping[str, Any], fetch: Fetch) -> NDArray[Any]:
@@ -110,8 +112,8 @@ def _dense(array: NDArray[Any]) -> tuple[list[int] | None, NDArray[Any]]:
 def _fits_bfloat16(dense: NDArray[Any]) -> bool:
     """Tell whether all values are ones of bfloat16, as they are where it was widened."""
     bits = dense.reshape(-1).view(np.uint32)
-    starts = (0, *range(1024, bits.size, _CHUNK))
-    ends = (1024, *(start + _CHUNK for start in starts[1:]))
+    starts = (0, *range(_FIRST, bits.size, _CHUNK))
+    ends = (_FIRST, *(start + _CHUNK for start in starts[1:]))
     return bits.size > 0 and not any(
         np.bitwise_or.reduce(bits[start:end]) & np.uint32(0xFFFF)
         for start, end in zip(starts, ends, strict=True)

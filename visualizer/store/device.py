@@ -7,6 +7,7 @@ bounded: beyond the bound copies go into ordinary memory, and are waited for.
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from typing import Any
@@ -16,7 +17,13 @@ from torch import Tensor
 
 from visualizer.store.pieces import Piece
 
-__all__ = ["Moment", "PinnedPool", "begin_after", "moment", "piece_of", "pool"]
+__all__ = ["Moment", "PinnedPool", "begin_after", "dtype_name", "moment", "piece_of", "pool"]
+
+
+@functools.cache
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return torch's name of a type: "float32"."""
+    return str(dtype).removeprefix("torch.")
 
 
 def piece_of(tensor: Tensor) -> Piece:
@@ -27,8 +34,8 @@ def piece_of(tensor: Tensor) -> Piece:
 
 
 def _piece(tensor: Tensor) -> Piece:
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    return Piece(dtype, tuple(tensor.shape), tensor, tensor.data_ptr(), tensor.nbytes)
+    shape = tuple(tensor.shape)
+    return Piece(dtype_name(tensor.dtype), shape, tensor, tensor.data_ptr(), tensor.nbytes)
 
 
 class PinnedPool:
@@ -68,7 +75,7 @@ class PinnedPool:
             source.clear()
             return intact
 
-        dtype = str(tensor.dtype).removeprefix("torch.")
+        dtype = dtype_name(tensor.dtype)
         shape, address = tuple(tensor.shape), staged.data_ptr()
         return Piece(dtype, shape, staged, address, tensor.nbytes, wait, lambda: self._give(staged))
 

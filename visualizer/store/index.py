@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from visualizer.errors import DamagedError
-from visualizer.store.layout import unit_name
-from visualizer.store.pieces import Ref, hash_of
+from visualizer.store.layout import Place, unit_name
+from visualizer.store.pieces import hash_of
 from visualizer.store.shards import Written
 
-__all__ = ["Row", "UnitIndex", "as_read", "parse_index", "parse_sealed", "render_index", "seal"]
+__all__ = [
+    "Row",
+    "UnitIndex",
+    "as_read",
+    "facts_of",
+    "parse_index",
+    "parse_sealed",
+    "render_index",
+    "seal",
+]
 
 SCHEMA = 1
 """The version of what is written. Another one is not read."""
@@ -57,7 +67,7 @@ class Row:
     mesh: Any = None
 
 
-_FIELDS = frozenset(field.name for field in fields(Row))
+_FIELDS = tuple(field.name for field in fields(Row))
 _TYPES: dict[str, type] = {
     **dict.fromkeys(("kind", "function", "variable", "module_path"), str),
     **dict.fromkeys(("dtype", "type_name", "placement"), str),
@@ -88,36 +98,39 @@ class UnitIndex:
     rows: tuple[Row, ...]
 
 
-def render_index(unit: int, generation: int, written: Written | None, rows: Sequence[Row]) -> bytes:
-    """Return the bytes of a unit's index."""
+def facts_of(row: Row) -> dict[str, Any]:
+    """Return what stands in the index of a row: its fields, without those that are None."""
+    return {name: fact for name, fact in zip(_FIELDS, _read(row), strict=True) if fact is not None}
+
+
+_read: Callable[[Row], tuple[Any, ...]] = operator.attrgetter(*_FIELDS)
+
+
+def as_read(facts: Mapping[str, Any]) -> Row:
+    """Return the row of facts that were written, as it is when it is read."""
+    return _read_row(json.loads(_dump(facts)))
+
+
+def render_index(place: Place, written: Written | None, rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """Return the bytes of a unit's index.
+
+    Args:
+        place: The unit's.
+        written: Its shard, if it has one.
+        rows: The facts of its rows.
+    """
     first = {
         "visualizer": SCHEMA,
-        "unit": unit,
-        "generation": generation,
+        "unit": place.number,
+        "generation": place.generation,
         "shard_bytes": 0 if written is None else written.nbytes,
         "header_bytes": 0 if written is None else written.header_bytes,
         "header_hash": "" if written is None else written.header_hash,
     }
-    lines = [_dump(first)]
-    for row in rows:
-        facts = ((field, getattr(row, field)) for field in Row.__dataclass_fields__)
-        lines.append(_dump({name: fact for name, fact in facts if fact is not None}))
-    return seal(lines)
+    return seal([_dump(first), *map(_dump, rows)])
 
 
-def _dump(value: Any) -> str:
-    return json.dumps(value, default=_facts_of, allow_nan=False, separators=(",", ":"))
-
-
-def _facts_of(value: Any) -> Any:
-    if isinstance(value, Ref):
-        return value.facts
-    raise TypeError(f"{type(value).__name__} does not belong into an index")
-
-
-def as_read(row: Row) -> Row:
-    """Return a row that was written as it is when it is read."""
-    return replace(row, value=json.loads(_dump(row.value)))
+_dump = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 
 
 def seal(lines: Sequence[str]) -> bytes:

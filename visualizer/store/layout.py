@@ -10,7 +10,7 @@ from pathlib import Path
 
 from visualizer.errors import DamagedError
 
-__all__ = ["Layout", "is_unit", "open_file", "unit_name"]
+__all__ = ["Layout", "Place", "is_unit", "open_file", "unit_name"]
 
 _UNIT = re.compile(r"u(\d{8})\.(?:safetensors|jsonl)")
 _MOST_UNITS = 10**8
@@ -19,6 +19,19 @@ _MOST_UNITS = 10**8
 def unit_name(unit: int) -> str:
     """Return what a unit is called: "u00000042"."""
     return f"u{unit:08d}"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a unit is written.
+
+    Attributes:
+        number: The unit's.
+        generation: Which writing of the store it belongs to.
+    """
+
+    number: int
+    generation: int
 
 
 @dataclass(frozen=True, slots=True)

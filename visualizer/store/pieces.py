@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,7 @@ NATIVE = frozenset(f"{_INTEGERS} {_FLOATS} {_FLOAT8}".split())
 _SAMPLE = 64
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Piece:
     """A dense block of memory.
 
@@ -47,10 +48,10 @@ class Piece:
     release: Callable[[], None] | None = None
 
     @classmethod
-    def of_array(cls, array: NDArray[Any], dtype: str | None = None) -> Piece:
+    def of_array(cls, array: NDArray[Any], dtype: str) -> Piece:
         """Return the memory of an array that is contiguous."""
         address = array.__array_interface__["data"][0]
-        return cls(dtype or array.dtype.name, array.shape, array, address, array.nbytes)
+        return cls(dtype, array.shape, array, address, array.nbytes)
 
     def copy(self) -> Piece:
         """Return the same in memory that is nobody else's."""
@@ -65,8 +66,9 @@ class Piece:
     def sample(self) -> bytes:
         """Return some of the bytes, from the beginning, the middle and the end."""
         size = min(self.nbytes, _SAMPLE)
-        places = (0, (self.nbytes - size) // 2, self.nbytes - size)
-        return b"".join(ctypes.string_at(self.address + place, size) for place in places)
+        first, last = self.address, self.address + self.nbytes - size
+        read = ctypes.string_at
+        return read(first, size) + read((first + last) // 2, size) + read(last, size)
 
 
 def hash_of(memory: Any) -> str:
@@ -81,7 +83,8 @@ class Ref:
     Attributes:
         piece: What is to be written; None once it was, or can't be.
         digest: The hash of its bytes; None until it is computed.
-        facts: What stands in the index; empty until it was written.
+        facts: What stands in the index, in the trees of all rows that have it; empty until it was
+            written.
         spare: Further pieces with the same bytes, in case somebody writes to the first.
     """
 
@@ -93,9 +96,27 @@ class Ref:
     def hash(self) -> str:
         """Return the hash of its bytes, which is computed once."""
         if self.digest is None:
-            assert self.piece is not None
-            self.digest = self.piece.hash()
+            self.is_intact()
+        assert self.digest is not None
         return self.digest
+
+    def is_intact(self) -> bool:
+        """Tell whether its bytes are what they were when they were first hashed."""
+        assert self.piece is not None
+        return self._is_intact(self.piece)
+
+    def expect_change(self) -> None:
+        """Hash its bytes now, for somebody is going to be given them who may change them."""
+        piece = self.piece
+        if piece is not None and piece.wait is None and self.digest is None:
+            self._is_intact(piece)
+
+    def _is_intact(self, piece: Piece) -> bool:
+        digest = piece.hash()
+        with _lock:  # who hashed it before it was handed out is not overruled
+            if self.digest is None:
+                self.digest = digest
+            return self.digest == digest
 
     def turn_to_spare(self) -> None:
         """Let go of memory that was written to; what has the same bytes takes its place."""
@@ -107,13 +128,13 @@ class Ref:
     def settle(self, unit: int, key: str, at: int) -> None:
         """Note where the piece was written, and let go of it."""
         assert self.piece is not None
-        self.facts = {
+        self.facts |= {
             "unit": unit,
             "key": key,
             "at": at,
             "bytes": self.piece.nbytes,
             "dtype": self.piece.dtype,
-            "shape": list(self.piece.shape),
+            "shape": self.piece.shape,
             "xxh3_128": self.digest,
         }
         self.let_go()
@@ -130,32 +151,37 @@ class Ref:
         return self.piece is None and not self.facts
 
 
+_lock = threading.Lock()
+
+
 class Known:
     """The pieces of a store so far: the same bytes are written once.
 
-    Only where a sample of them agrees are hashes compared.
+    What has no hash yet is given one only where a sample of its bytes agrees.
     """
 
     def __init__(self) -> None:
-        self._first: dict[_Alike, Ref] = {}
-        self._others: dict[tuple[_Alike, str], Ref] = {}
+        self._sampled: dict[_Alike, Ref] = {}
+        self._hashed: dict[_Alike, Ref] = {}
 
     def find(self, ref: Ref) -> Ref:
         """Return what has the same bytes; that is the reference itself where there is nothing."""
         assert ref.piece is not None
-        alike = (ref.piece.dtype, ref.piece.shape, ref.piece.sample())
-        first = self._first.setdefault(alike, ref)
-        if first is ref:
-            return ref
-        if first.is_lost:
-            self._first[alike] = ref
-            return ref
-        self._others.setdefault((alike, first.hash()), first)
-        same = self._others.setdefault((alike, ref.hash()), ref)
+        dtype, shape = ref.piece.dtype, ref.piece.shape
+        if ref.digest is None:
+            first = self._add(self._sampled, (dtype, shape, ref.piece.sample()), ref)
+            if first is ref:
+                return ref
+            self._add(self._hashed, (dtype, shape, first.hash()), first)
+        return self._add(self._hashed, (dtype, shape, ref.hash()), ref)
+
+    def _add(self, found: dict[_Alike, Ref], alike: _Alike, ref: Ref) -> Ref:
+        """Return what there is already."""
+        same = found.setdefault(alike, ref)
         if same.is_lost:
-            self._others[alike, ref.hash()] = same = ref
+            found[alike] = same = ref
         return same
 
 
-_Alike = tuple[str, tuple[int, ...], bytes]
-"""Type, shape and a sample."""
+_Alike = tuple[str, tuple[int, ...], bytes | str]
+"""Type, shape, and a sample or the hash of the bytes."""

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import util
 
+from visualizer._background import hurry, in_background
+
 __all__ = ["WriteQueue", "at_exit", "queue"]
 
 
@@ -41,7 +43,11 @@ class WriteQueue:
         """
         most = self.max_bytes if max_bytes is None else max_bytes
         with self._changed:
-            self._changed.wait_for(lambda: not self._waiting or self._waiting + nbytes <= most)
+            if self._waiting and self._waiting + nbytes > most:
+                with hurry():
+                    self._changed.wait_for(
+                        lambda: not self._waiting or self._waiting + nbytes <= most
+                    )
             self._waiting += nbytes
             if self._executor is None:
                 self._executor = ThreadPoolExecutor(1, "visualizer-store")
@@ -49,7 +55,8 @@ class WriteQueue:
 
         def work() -> None:
             try:
-                job()
+                with in_background():
+                    job()
             finally:
                 with self._changed:
                     self._waiting -= nbytes

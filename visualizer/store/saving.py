@@ -80,6 +80,7 @@ def save_capture(
         overwrite=overwrite,
         is_in_background=background,
         memory="watched" if background else "ours",
+        begins_later=True,
     )
     try:
         write_capture(writer, record, annotations)

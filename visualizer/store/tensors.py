@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from visualizer.attention.unobserved import unobserved
 from visualizer.store.arrays import Add, Fetch
-from visualizer.store.device import piece_of
-from visualizer.store.pieces import NATIVE
+from visualizer.store.device import dtype_name, piece_of
+from visualizer.store.pieces import NATIVE, Piece
 
 __all__ = ["describe_tensor", "restore_tensor"]
 
@@ -39,8 +39,66 @@ def describe_tensor(tensor: Tensor, add: Add) -> dict[str, Any] | None:
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return None  # it stands for others
     with unobserved(tensor.device.type):
+        if _is_ordinary(tensor):
+            order = _order_in_memory(tensor.shape, tensor.stride())
+            if order is not None:
+                return _describe_ordinary(tensor, order, add)
         plain = _plain(tensor)
         return None if plain is None else _describe(plain, add)
+
+
+def _is_ordinary(tensor: Tensor) -> bool:
+    """Tell whether a tensor is but memory of the CPU, as most are."""
+    return (
+        type(tensor) is Tensor
+        and torch._C._dispatch_keys(tensor).raw_repr() in _ORDINARY
+        and tensor.dtype in _NATIVE
+        and not tensor.requires_grad
+        and tensor.nbytes > 0
+        and tensor.untyped_storage().nbytes()
+        >= tensor.storage_offset() * tensor.itemsize + tensor.nbytes
+    )
+
+
+def _ordinary_keys() -> frozenset[int]:
+    """Return what torch dispatches by for ordinary tensors, made in inference mode or not."""
+    found = []
+    for mode in (False, True):
+        with torch.inference_mode(mode):
+            made = torch.empty(0, device="cpu")
+            found.append(torch._C._dispatch_keys(made).raw_repr())
+    return frozenset(found)
+
+
+_ORDINARY = _ordinary_keys()
+_NATIVE = {getattr(torch, name): name for name in NATIVE if hasattr(torch, name)}
+
+
+def _order_in_memory(shape: Sequence[int], strides: Sequence[int]) -> list[int] | None:
+    """Return the axes as they lie in memory, the outermost first; None where there are gaps."""
+    order = sorted(range(len(shape)), key=lambda axis: -strides[axis])
+    step = 1
+    for axis in reversed(order):
+        if shape[axis] != 1:
+            if strides[axis] != step:
+                return None
+            step *= shape[axis]
+    return order
+
+
+def _describe_ordinary(tensor: Tensor, order: list[int], add: Add) -> dict[str, Any]:
+    """Return the recipe of an ordinary tensor, without that torch computes anything.
+
+    With each operation of torch's the interpreter's lock is let go of, and may be somebody else's
+    for a while.
+    """
+    shape, name = _shape(tensor), _NATIVE[tensor.dtype]
+    node: dict[str, Any] = {"kind": "tensor", "dtype": name, "shape": shape, "device": "cpu"}
+    if order != list(range(len(order))):
+        node["order"] = order
+    physical = tuple(shape[axis] for axis in order)
+    node["stored"] = add(Piece(name, physical, tensor, tensor.data_ptr(), tensor.nbytes))
+    return node
 
 
 def _plain(tensor: Tensor) -> Tensor | None:
@@ -84,7 +142,7 @@ def _of_memory(tensor: Tensor) -> Tensor:
 def _describe(tensor: Tensor, add: Add) -> dict[str, Any]:
     if tensor.is_nested:
         return _describe_nested(tensor, add)
-    facts = {"kind": "tensor", "dtype": _name(tensor.dtype), "shape": _shape(tensor)}
+    facts = {"kind": "tensor", "dtype": dtype_name(tensor.dtype), "shape": _shape(tensor)}
     if tensor.is_meta:
         return {**facts, "as": "meta"}
     facts["device"] = str(tensor.device)
@@ -98,7 +156,7 @@ def _describe_nested(tensor: Tensor, add: Add) -> dict[str, Any]:
     return {
         "kind": "tensor",
         "as": "nested",
-        "dtype": _name(tensor.dtype),
+        "dtype": dtype_name(tensor.dtype),
         "layout": "jagged" if tensor.layout is torch.jagged else "strided",
         "items": [_describe(item.detach(), add) for item in tensor.unbind()],
     }
@@ -160,7 +218,7 @@ def _describe_dense(tensor: Tensor, add: Add) -> dict[str, Any]:
     dense = tensor.permute(order).contiguous()
     if dense.dtype in (torch.complex128, torch.complex32):
         node["as"], dense = "parts", torch.view_as_real(dense)
-    elif _name(dense.dtype) not in NATIVE:
+    elif dtype_name(dense.dtype) not in NATIVE:
         node["as"], dense = "bytes", dense.reshape(-1).view(torch.uint8)
     node["stored"] = add(piece_of(dense)) if dense.numel() else None
     return node
@@ -233,10 +291,6 @@ def _restore_quantized(node: Mapping[str, Any], fetch: Fetch) -> Tensor:
     if not (0 <= axis < integers.ndim) or {*scales.shape, *points.shape} != {integers.shape[axis]}:
         raise ValueError(f"scales of shape {_shape(scales)} along axis {axis}")
     return torch._make_per_channel_quantized_tensor(integers, scales, points, axis)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _read_dtype(name: str) -> torch.dtype:

@@ -6,21 +6,25 @@ import contextlib
 import json
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+from visualizer._background import give_way
+from visualizer.attention.unobserved import unobserved
 from visualizer.store.beside import beside
 from visualizer.store.durable import Owner, sync_file, sync_folder
 from visualizer.store.encoding import encode
-from visualizer.store.index import Row, as_read, render_index, seal
-from visualizer.store.layout import Layout
+from visualizer.store.index import Row, as_read, facts_of, render_index, seal
+from visualizer.store.layout import Layout, Place
 from visualizer.store.pieces import Known, Piece, Ref
 from visualizer.store.shards import Written, key_of, write_shard
 
 __all__ = ["Final", "Memory", "OnWritten", "Unit", "commit", "render_about"]
 
+
+_T = TypeVar("_T")
 
 Memory = Literal["others", "watched", "ours"]
 """Whose the memory of values is, before it is on the disk: others may write to it, so that it is
@@ -35,12 +39,12 @@ class Added:
     """A row of a unit.
 
     Attributes:
-        row: It, with references in its tree.
-        refs: They.
+        facts: What stands in the index, with its tree.
+        refs: The pieces that the tree refers to.
         on_written: Is told the row once it is on the disk.
     """
 
-    row: Row
+    facts: Mapping[str, Any]
     refs: list[Ref]
     on_written: OnWritten | None
 
@@ -57,12 +61,12 @@ class Later:
     Attributes:
         make: Makes it.
         on_written: Is told the row once it is on the disk.
-        is_made: Whether it was made.
+        refs: The pieces in it, once it was made.
     """
 
     make: Callable[[], Row]
     on_written: OnWritten | None
-    is_made: bool = False
+    refs: list[Ref] | None = None
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -70,8 +74,6 @@ class Unit:
     """Rows that are written together.
 
     Attributes:
-        number: The unit's.
-        generation: Which writing of the store it belongs to.
         known: What was added before, here or to other units; the same bytes are written once.
         memory: Whose the values' memory is.
         rows: Its values.
@@ -80,8 +82,6 @@ class Unit:
         later: What makes further rows.
     """
 
-    number: int
-    generation: int
     known: Known
     memory: Memory = "others"
     rows: list[Added] = field(default_factory=list)
@@ -98,7 +98,10 @@ class Unit:
             on_written: Is told the row once it is on the disk.
         """
         with self._lock:
-            self.nbytes += self._add(row, on_written)
+            before = len(self.refs)
+            self._expect_change(self._add(row, on_written))
+            new = self.refs[before:]
+            self.nbytes += sum(ref.piece.nbytes for ref in new if ref.piece is not None)
 
     def add_later(
         self, nbytes: int, make: Callable[[], Row], on_written: OnWritten | None = None
@@ -120,39 +123,48 @@ class Unit:
         def make_now() -> None:
             found = unit()
             if found is not None:
-                found._make(later)
+                found._expect_change(found._make(later))
 
         return make_now
 
     def make_rows(self) -> None:
         """Make the rows that wait for that."""
-        for later in self.later:
-            self._make(later)
+        with unobserved():
+            for later in _giving_way(self.later):
+                self._make(later)
         self.later.clear()
 
-    def _make(self, later: Later) -> None:
+    def _make(self, later: Later) -> list[Ref]:
         with self._lock:
-            if not later.is_made:
-                later.is_made = True
-                self._add(later.make(), later.on_written)
+            if later.refs is None:
+                row = later.make()
+                give_way()
+                later.refs = self._add(row, later.on_written)
+            return later.refs
 
-    def _add(self, row: Row, on_written: OnWritten | None) -> int:
+    def _add(self, row: Row, on_written: OnWritten | None) -> list[Ref]:
+        """Add a row, and return the pieces in it."""
         found: list[Ref] = []
 
-        def add_piece(piece: Piece) -> Ref:
-            found.append(self._find(piece))
-            return found[-1]
+        def add_piece(piece: Piece) -> dict[str, Any]:
+            ref = self._find(piece)
+            found.append(ref)
+            return ref.facts
 
-        before = len(self.refs)
-        tree = encode(row.value, add_piece)
-        self.rows.append(Added(replace(row, value=tree), found, on_written))
-        return sum(ref.piece.nbytes for ref in self.refs[before:] if ref.piece is not None)
+        facts = facts_of(row)
+        with unobserved():
+            facts["value"] = encode(row.value, add_piece)
+        self.rows.append(Added(facts, found, on_written))
+        return found
+
+    def _expect_change(self, refs: Iterable[Ref]) -> None:
+        if self.memory == "watched":
+            for ref in refs:
+                ref.expect_change()
 
     def _find(self, piece: Piece) -> Ref:
         ref = Ref(piece)
         if piece.wait is None:  # or else it is not there yet: a GPU's
-            if self.memory != "ours":
-                ref.hash()
             same = self.known.find(ref)
             if same is not ref:
                 if self.memory == "watched" and same.piece is not None:
@@ -182,7 +194,9 @@ class Final:
     units: tuple[int, ...]
 
 
-def commit(layout: Layout, owner: Owner, unit: Unit, final: Final | None = None) -> list[Row]:
+def commit(
+    layout: Layout, owner: Owner, place: Place, unit: Unit, final: Final | None = None
+) -> list[Row]:
     """Write a unit. When this returns, it survives a crash; when it raises, there is none of it.
 
     (But where the last thing failed, the root's fsync, there may be all of it.)
@@ -190,6 +204,7 @@ def commit(layout: Layout, owner: Owner, unit: Unit, final: Final | None = None)
     Args:
         layout: Of the store.
         owner: The writer.
+        place: Where.
         unit: What is written; its memory is let go of.
         final: With the last unit, what makes the store whole.
     Returns:
@@ -197,26 +212,26 @@ def commit(layout: Layout, owner: Owner, unit: Unit, final: Final | None = None)
     Raises:
         OSError: It can't be written.
     """
-    shard = owner.folder / layout.shard(unit.number).name
-    index = owner.folder / layout.index_of(unit.number).name
+    shard = owner.folder / layout.shard(place.number).name
+    index = owner.folder / layout.index_of(place.number).name
     about = owner.folder / layout.about.name
     made = [about, index, shard]
     try:
         with contextlib.ExitStack() as at_work:
-            written, changed = _write_tensors(shard, unit, owner.mode, at_work)
-            rows = [added.row for added in unit.rows]
-            index.write_bytes(render_index(unit.number, unit.generation, written, rows))
+            written, changed = _write_tensors(shard, place.number, unit, owner.mode, at_work)
+            rows = _giving_way(added.facts for added in unit.rows)
+            index.write_bytes(render_index(place, written, rows))
             if final is not None:
                 about.write_bytes(render_about(final.about, final.units))
         sync_file(index)
         if final is not None:
             sync_file(about)
         if written is not None:
-            made.append(layout.shard(unit.number))
-            shard.replace(layout.shard(unit.number))
+            made.append(layout.shard(place.number))
+            shard.replace(layout.shard(place.number))
             sync_folder(layout.shards)
-        made.insert(0, layout.index_of(unit.number))
-        index.replace(layout.index_of(unit.number))  # from here on the unit is there
+        made.insert(0, layout.index_of(place.number))
+        index.replace(layout.index_of(place.number))  # from here on the unit is there
         sync_folder(layout.index)
         if final is not None:
             made.clear()  # for what store.json lists is not removed
@@ -231,8 +246,15 @@ def commit(layout: Layout, owner: Owner, unit: Unit, final: Final | None = None)
         unit.let_go()
     for added in unit.rows:
         if added.on_written is not None:
-            added.on_written(as_read(added.row))
+            added.on_written(as_read(added.facts))
     return changed
+
+
+def _giving_way(facts: Iterable[_T]) -> Iterator[_T]:
+    """Yield values, letting others go first in between if this thread is in the background."""
+    for each in facts:
+        give_way()
+        yield each
 
 
 def render_about(about: Mapping[str, Any], units: Sequence[int] | None) -> bytes:
@@ -246,7 +268,7 @@ def render_about(about: Mapping[str, Any], units: Sequence[int] | None) -> bytes
 
 
 def _write_tensors(
-    shard: Path, unit: Unit, mode: int, at_work: contextlib.ExitStack
+    shard: Path, number: int, unit: Unit, mode: int, at_work: contextlib.ExitStack
 ) -> tuple[Written | None, list[Row]]:
     """Write a unit's tensors, without those that were written to in memory meanwhile.
 
@@ -256,22 +278,24 @@ def _write_tensors(
         if ref.piece is not None and ref.piece.wait is not None and not ref.piece.wait():
             ref.let_go()
     while True:
-        left_out = [added.row for added in unit.rows if added.is_lost]
+        left_out = [Row(**added.facts) for added in unit.rows if added.is_lost]
         refs = [ref for ref in unit.refs if ref.piece is not None]
         written = None
         if refs:
             written = write_shard(shard, [ref.piece for ref in refs if ref.piece is not None])
             shard.chmod(mode)
             at_work.enter_context(beside(lambda: sync_file(shard)))
-        for ref in refs:
-            ref.hash()
-        if not (unit.memory == "watched" and _let_go_of_changed(unit.refs)):
+        if unit.memory != "watched":
+            for ref in refs:
+                ref.hash()
+            break
+        if not _let_go_of_changed(refs):
             break
         at_work.close()
     unit.rows = [added for added in unit.rows if not added.is_lost]
-    for number, ref in enumerate(refs):
+    for index, ref in enumerate(refs):
         assert written is not None
-        ref.settle(unit.number, key_of(number), written.offsets[key_of(number)])
+        ref.settle(number, key_of(index), written.offsets[key_of(index)])
     return written, left_out
 
 
@@ -279,7 +303,7 @@ def _let_go_of_changed(refs: Iterable[Ref]) -> bool:
     """Let go of memory that was written to since it was added; tell whether there is any."""
     found = False
     for ref in refs:
-        while ref.piece is not None and ref.digest not in (None, ref.piece.hash()):
+        while ref.piece is not None and not ref.is_intact():
             ref.turn_to_spare()
             found = True
     return found

@@ -7,18 +7,19 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from visualizer._background import hurry
 from visualizer.errors import (
     OverwrittenError,
     StoreExistsError,
     StoreWriteError,
 )
-from visualizer.store.beginning import announce, check_place, make_folders, next_place, own
+from visualizer.store.beginning import Begun, Claim, begin, check_access, check_place
 from visualizer.store.device import Moment, begin_after, moment
 from visualizer.store.durable import sync_file, sync_folder
 from visualizer.store.index import Row
@@ -51,6 +52,8 @@ class StoreWriter:
             "watched": it is not, and what was changed meanwhile is left out, and `close` raises.
             "ours": nobody changes it.
         max_bytes: How many bytes may wait for the thread.
+        begins_later: Leave it to the thread to make the store. What it finds in its way then is
+            raised as other errors are.
     Raises:
         StoreExistsError: There is a store already, or something else.
         StoreWriteError: The folder can't be written to, or somebody else is writing there.
@@ -66,8 +69,10 @@ class StoreWriter:
         is_in_background: bool = False,
         memory: Memory = "others",
         max_bytes: int | None = None,
+        begins_later: bool = False,
     ) -> None:
         self._layout = Layout(Path(os.path.expanduser(os.fspath(path))).absolute())
+        self._model, self._spec, self._overwrite = model, spec, overwrite
         self._is_in_background, self._memory = is_in_background, memory
         self._max_bytes = max_bytes
         self._unit_bytes = UNIT_BYTES if max_bytes is None else min(UNIT_BYTES, max_bytes // 2)
@@ -77,27 +82,38 @@ class StoreWriter:
         self._error: BaseException | None = None
         self._is_closed = False
         self._lock = threading.RLock()
+        self._begun: Begun | None = None
         with self._writing():
-            self._new_in = make_folders(self._layout, overwrite)
-            self._owner = own(self._layout)
+            self._claim = Claim(self._layout)
             try:
-                check_place(self._layout, overwrite)  # who wrote meanwhile is done now
-                self._generation, first = next_place(self._layout)
-                self._about = _about(model, spec, self._generation)
-                if self._generation == 1:
-                    announce(self._layout, self._owner, self._about)
+                if is_in_background and begins_later:
+                    check_place(self._layout, overwrite)
+                    check_access(self._layout)
+                else:
+                    self._begin()
             except BaseException:
-                self._owner.release()
+                self._release()
                 raise
-        self._units: list[int] = []
-        self._unit = Unit(first, self._generation, self._known, memory)
+        self._units = 0
+        self._unit = Unit(self._known, memory)
         self._pid = os.getpid()
         _open_writers.add(self)
 
+    def _begin(self) -> Begun:
+        if self._begun is None:
+            self._begun = begin(self._layout, self._overwrite, _about(self._model, self._spec))
+        return self._begun
+
+    def _release(self) -> None:
+        if self._begun is not None:
+            self._begun.owner.release()
+        self._claim.release()
+
     @property
     def generation(self) -> int:
-        """Which writing of the store this is."""
-        return self._generation
+        """Which writing of the store this is. Not known before it was begun."""
+        assert self._begun is not None, "the store is made later"
+        return self._begun.generation
 
     @property
     def path(self) -> Path:
@@ -117,7 +133,7 @@ class StoreWriter:
             self._check_open()
             self._unit.add(row, on_written)
             if self._unit.nbytes >= self._unit_bytes:
-                self._write_unit(None)
+                self._write_unit(is_last=False)
 
     def add_later(
         self, nbytes: int, make: Callable[[], Row], on_written: OnWritten | None = None
@@ -141,7 +157,7 @@ class StoreWriter:
             else:
                 self._unit.add(make(), on_written)
             if self._unit.nbytes >= self._unit_bytes:
-                self._write_unit(None)
+                self._write_unit(is_last=False)
         return make_now
 
     def close(self) -> None:
@@ -167,10 +183,10 @@ class StoreWriter:
                 self._is_closed = True
                 _open_writers.discard(self)
                 if self._error is None:
-                    self._write_unit(self._about)
+                    self._write_unit(is_last=True)
                 else:
                     self._drain()
-                    self._owner.release()
+                    self._release()
 
     def abandon(self) -> None:
         """Write nothing more; what was committed stays."""
@@ -182,7 +198,7 @@ class StoreWriter:
             self._error = self._error or RuntimeError("it was given up before its end")
             self._unit.let_go()
         self._drain()
-        self._owner.release()
+        self._release()
 
     def wait(self) -> None:
         """Wait until everything that was handed over is on the disk.
@@ -213,8 +229,9 @@ class StoreWriter:
         return self._pid == os.getpid()
 
     def _drain(self) -> None:
-        for future in list(self._futures):
-            future.result()
+        with hurry():
+            for future in list(self._futures):
+                future.result()
 
     def _check_open(self) -> None:
         self._check_ours()
@@ -229,23 +246,20 @@ class StoreWriter:
                 f"those that it forked; give each a store of its own"
             )
 
-    def _write_unit(self, about: Mapping[str, Any] | None) -> None:
+    def _write_unit(self, is_last: bool) -> None:
         try:
-            self._hand_over(about)
+            self._hand_over(is_last)
         except BaseException as error:  # as of Ctrl-C: without this unit nothing is whole
             self._error = self._error or error
             raise
 
-    def _hand_over(self, about: Mapping[str, Any] | None) -> None:
-        unit = self._unit
-        self._unit = Unit(unit.number + 1, self._generation, self._known, self._memory)
-        self._units.append(unit.number)
-        final = None if about is None else Final(about, tuple(self._units))
-
+    def _hand_over(self, is_last: bool) -> None:
+        unit, number = self._unit, self._units
+        self._unit, self._units = Unit(self._known, self._memory), number + 1
         now = moment()
 
         def job() -> None:
-            self._commit(unit, final, now)
+            self._commit(unit, number, is_last, now)
 
         if self._is_in_background:
             self._futures = [each for each in self._futures if not each.done()]
@@ -254,18 +268,20 @@ class StoreWriter:
             job()
             self._raise_error()
 
-    def _commit(self, unit: Unit, final: Final | None, now: Moment) -> None:
+    def _commit(self, unit: Unit, number: int, is_last: bool, now: Moment) -> None:
         """Write a unit, unless an earlier one failed: then nothing more is."""
         try:
             if self._error is not None:
                 unit.let_go()
                 return
+            begun = self._begin()
             begin_after(now)
             unit.make_rows()
-            self._changed += commit(self._layout, self._owner, unit, final)
-            if unit.number == self._units[0]:
-                self._sync_new(final)
-            if final is not None and self._generation > 1:
+            final = begun.final(number + 1) if is_last else None
+            self._changed += commit(self._layout, begun.owner, begun.place(number), unit, final)
+            if number == 0:
+                self._sync_new(begun, final)
+            if final is not None and begun.generation > 1:
                 self._remove_replaced(final)
         except BaseException as error:
             self._error = error
@@ -273,16 +289,16 @@ class StoreWriter:
             if not isinstance(error, Exception):
                 raise
         finally:
-            if final is not None or self._error is not None:
-                self._owner.release()
+            if is_last or self._error is not None:
+                self._release()
 
-    def _sync_new(self, final: Final | None) -> None:
+    def _sync_new(self, begun: Begun, final: Final | None) -> None:
         """Force to the disk that there is a store, once it has something in it."""
         if final is None:  # or else its own store.json is there
-            if self._generation == 1:
+            if begun.generation == 1:
                 sync_file(self._layout.about)
             sync_folder(self._layout.root)
-        for folder in self._new_in:
+        for folder in begun.new_in:
             sync_folder(folder)
 
     def _remove_replaced(self, final: Final) -> None:
@@ -296,8 +312,8 @@ class StoreWriter:
 
     def _raise_error(self) -> None:
         if self._error is not None:
-            error = self._error
-            raise _explain(error, self._layout) from error
+            error = _explain(self._error, self._layout)
+            raise error from (None if error is self._error else self._error)
 
     @contextlib.contextmanager
     def _writing(self) -> Any:
@@ -342,12 +358,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_open_writers.clear)
 
 
-def _about(model: str | None, spec: Any, generation: int) -> dict[str, Any]:
+def _about(model: str | None, spec: Any) -> dict[str, Any]:
     modules = ((name, sys.modules.get(name)) for name in _LIBRARIES)
     versions = {name: getattr(module, "__version__", None) for name, module in modules}
     return {
         "visualizer_store": 1,
-        "generation": generation,
         "model": model,
         "libraries": {
             "visualizer": sys.modules["visualizer"].__version__,
@@ -358,7 +373,9 @@ def _about(model: str | None, spec: Any, generation: int) -> dict[str, Any]:
     }
 
 
-def _explain(error: BaseException, layout: Layout) -> StoreWriteError:
+def _explain(error: BaseException, layout: Layout) -> StoreExistsError | StoreWriteError:
+    if isinstance(error, StoreExistsError | StoreWriteError):
+        return error
     return StoreWriteError(
         f"{layout.root} can't be written to: {error}. What was committed before stays readable: "
         f"visualizer.load({str(layout.root)!r})"
