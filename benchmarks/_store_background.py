@@ -6,12 +6,17 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+
+import torch
 
 from benchmarks._interleave import Runs, interleave, ratio_rows, time_rows
 from benchmarks._models import make_bert, token_ids
 from benchmarks._report import Row
+from benchmarks._store_files import RAW, WRITERS
 from visualizer import capture
 from visualizer.captured import Captured
 
@@ -19,7 +24,9 @@ __all__ = ["background_rows"]
 
 _OF_NOTHING = 1.02
 _STEPS = 10
+_TENSORS = 24
 _NOTHING, _BACKGROUND, _FOREGROUND = "not saved", "background=True", "in the foreground"
+_RAW = "a thread that writes and fsyncs as many bytes"
 
 
 def background_rows(scratch: Path, shorter: int, runs: int) -> list[Row]:
@@ -27,7 +34,7 @@ def background_rows(scratch: Path, shorter: int, runs: int) -> list[Row]:
     tokens = max(16, 197 // shorter)
     model, ids = make_bert(384, 6, tokens=tokens), token_ids(tokens)
     held: list[int] = []
-    calls: dict[str, list[float]] = {_BACKGROUND: [], _FOREGROUND: []}
+    calls: dict[str, list[float]] = {_BACKGROUND: [], _FOREGROUND: [], _RAW: []}
 
     def step() -> Captured:
         with capture(model, modules="encoder.layer.*") as captured:
@@ -50,14 +57,24 @@ def background_rows(scratch: Path, shorter: int, runs: int) -> list[Row]:
         shutil.rmtree(scratch / "steps", ignore_errors=True)
         return elapsed / _STEPS
 
-    found = interleave(
-        {
-            _NOTHING: lambda: steps(None, []),
-            _BACKGROUND: lambda: steps(_in_background, calls[_BACKGROUND]),
-            _FOREGROUND: lambda: steps(_in_foreground, calls[_FOREGROUND]),
-        },
-        runs,
-    )
+    size = step().nbytes // _TENSORS
+    tensors = [torch.rand(size // 4) for _ in range(_TENSORS)]
+    with ThreadPoolExecutor(1) as executor:
+
+        def raw_in_a_thread(captured: Captured, path: Path) -> Any:
+            path.mkdir(parents=True)
+            writing = executor.submit(WRITERS[RAW], path, tensors=tensors)
+            return SimpleNamespace(wait=writing.result)
+
+        found = interleave(
+            {
+                _NOTHING: lambda: steps(None, []),
+                _BACKGROUND: lambda: steps(_in_background, calls[_BACKGROUND]),
+                _RAW: lambda: steps(raw_in_a_thread, calls[_RAW]),
+                _FOREGROUND: lambda: steps(_in_foreground, calls[_FOREGROUND]),
+            },
+            runs,
+        )
     title = f"BERT, 12 layers of 384, {tokens} tokens, {_STEPS} captured steps"
     return [
         Row(f"{title}, bytes a step", held[0] / 1e6, "MB"),
@@ -76,7 +93,7 @@ def _in_foreground(captured: Captured, path: Path) -> Any:
 
 def _added(title: str, found: dict[str, Runs], calls: dict[str, list[float]]) -> list[Row]:
     rows = []
-    for name, target in ((_BACKGROUND, _OF_NOTHING), (_FOREGROUND, None)):
+    for name, target in ((_BACKGROUND, _OF_NOTHING), (_RAW, None), (_FOREGROUND, None)):
         of = f"{title}, {name} / {_NOTHING}"
         rows += ratio_rows(of, found[name], found[_NOTHING], target)
         within = statistics.median(calls[name]) * 1e3
