@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
@@ -138,6 +139,18 @@ class Keeps(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.unsqueeze(1)
         return self.attend(x, x, x).squeeze(1)
+
+
+def test_a_forward_that_is_one_of_the_functions_is_out_of_sight() -> None:
+    model = nn.Sequential(nn.Identity(), nn.Identity())
+    x = numbers()
+    model[0].forward = functools.partial(F.scaled_dot_product_attention, key=x, value=x)
+    model[1].other = F.scaled_dot_product_attention  # which torch's own module never calls
+    with capture(model) as captured:
+        model(x)
+    assert "attention of '0' was out of sight" in captured.explain()
+    assert "attribute 'forward'" in captured.explain()
+    assert "'1'" not in captured.explain()
 
 
 def test_a_function_kept_in_an_attribute_is_out_of_sight() -> None:

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,9 @@ import pytest
 
 import visualizer
 from tests.store.processes import a_capture, equal, fork, reap, values_of
-from visualizer.errors import OverwrittenError
-from visualizer.store import Store, StoreWriter
+from visualizer.errors import OverwrittenError, StoreExistsError, StoreWriteError
+from visualizer.store import Row, Store, StoreWriter
+from visualizer.store.queue import queue
 
 ROOT = Path(__file__).parents[2]
 
@@ -297,11 +300,6 @@ def test_a_thread_that_saves_while_the_program_ends(tmp_path: Path) -> None:
 
 
 def test_changed_values_are_said_each_time(tmp_path: Path) -> None:
-    import threading
-
-    from visualizer.store import Row, StoreWriter
-    from visualizer.store.queue import queue
-
     gate = threading.Event()
     queue.submit(0, lambda: gate.wait() and None)
     value = np.arange(9.0)
@@ -318,3 +316,55 @@ def test_changed_values_are_said_each_time(tmp_path: Path) -> None:
     assert [row.variable for row in store.rows] == ["b"]
     assert store.is_whole
     assert visualizer.verify(tmp_path / "store").ok
+
+
+@pytest.fixture
+def held_back() -> Iterator[threading.Event]:
+    """Hold the writer's thread back until the event is set."""
+    event = threading.Event()
+    queue.submit(0, lambda: None if event.wait(60) else None)
+    yield event
+    event.set()
+
+
+def test_what_is_in_the_way_is_told_at_once(tmp_path: Path, held_back: threading.Event) -> None:
+    captured = a_capture(1)
+    captured.save(tmp_path / "there")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "mixed").mkdir()
+    (tmp_path / "mixed/other").write_text("")
+    for name, said in (("there", "holds a store"), ("file", "is a file"), ("mixed", "other files")):
+        with pytest.raises(StoreExistsError, match=said):
+            captured.save(tmp_path / name, background=True)
+    with pytest.raises(StoreWriteError, match="can't be written to"):
+        captured.save(tmp_path / "file/run", background=True)
+
+
+def test_a_path_belongs_to_who_was_first(tmp_path: Path, held_back: threading.Event) -> None:
+    """Also before the thread has made the folder."""
+    first, second = a_capture(1), a_capture(2)
+    saving = first.save(tmp_path / "run", background=True)
+    assert not (tmp_path / "run").exists()
+    for background in (True, False):
+        with pytest.raises(StoreWriteError, match="somebody else, in this process"):
+            second.save(tmp_path / "run", background=background, overwrite=True)
+    held_back.set()
+    saving.wait()
+    assert equal(values_of(visualizer.load(tmp_path / "run")), values_of(first))
+    second.save(tmp_path / "run", background=True, overwrite=True).wait()
+    assert equal(values_of(visualizer.load(tmp_path / "run")), values_of(second))
+
+
+def test_what_another_process_wrote_meanwhile_stays(
+    tmp_path: Path, held_back: threading.Event
+) -> None:
+    first, second = a_capture(1), a_capture(2)
+    saving = first.save(tmp_path / "run", background=True)
+    assert reap(fork(lambda: second.save(tmp_path / "run"))) == 0
+    held_back.set()
+    for _ in range(2):
+        with pytest.raises(StoreExistsError, match="holds a store already"):
+            saving.wait()
+    assert equal(values_of(visualizer.load(tmp_path / "run")), values_of(second))
+    with pytest.raises(StoreExistsError):  # of what is there, and not since somebody writes
+        first.save(tmp_path / "run")

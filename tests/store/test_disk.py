@@ -161,6 +161,11 @@ def test_a_disk_that_is_read_only(tmp_path: Path, captured: Any) -> None:
         there = path.parent / "there"
         assert "Read-only" in raised(lambda: StoreWriter(path))
         assert "Read-only" in raised(lambda: StoreWriter(there, overwrite=True))
+        loaded = visualizer.load(there)
+        for name in ("store", "a/store"):  # at once, and not when the thread comes to it
+            saying = raised(lambda: loaded.save(path.parent / name, background=True))
+            assert f"{path.parent / name} can't be written to" in saying, saying
+            assert f"{path.parent} is read-only, or somebody else's" in saying, saying
         assert visualizer.verify(there).ok
         assert len(visualizer.load(there).attention) == 3
         print("done")

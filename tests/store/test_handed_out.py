@@ -119,3 +119,38 @@ def test_the_order_of_calls_stays(tmp_path: Path, held_back: Any) -> None:
     saving.wait()
     entries = visualizer.load(tmp_path / "run").modules["0"]
     assert [(entry.call, entry.value[0]) for entry in entries] == [(n, n) for n in range(5)]
+
+
+class Keeping(nn.Module):
+    """Keeps the queries that it attended with, as somebody may who goes on to use them."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.query = x * 2
+        return nn.functional.scaled_dot_product_attention(self.query, x, x)
+
+
+@pytest.mark.parametrize("is_written_first", [False, True])
+def test_queries_that_are_changed_while_they_are_written_are_left_out(
+    tmp_path: Path, monkeypatch: Any, is_written_first: bool
+) -> None:
+    model = Keeping()
+    with torch.no_grad(), visualizer.capture(model, modules=[""]) as captured:
+        model(torch.randn(1, 2, 5, 4))
+    write_shard = units.write_shard
+    times: list[int] = []
+
+    def change_and_write(*args: Any) -> Any:
+        times.append(1)
+        if is_written_first or len(times) > 1:
+            written = write_shard(*args)
+        if len(times) == 1:
+            model.query.add_(1)
+        return written if is_written_first or len(times) > 1 else write_shard(*args)
+
+    monkeypatch.setattr(units, "write_shard", change_and_write)
+    with pytest.raises(OverwrittenError, match="attention of"):
+        captured.save(tmp_path / "run", background=True).wait()
+    loaded = visualizer.load(tmp_path / "run")
+    assert len(loaded.attention) == 0
+    assert np.array_equal(loaded.modules[""][0].value, captured.modules[""][0].value)
+    assert visualizer.verify(tmp_path / "run").ok

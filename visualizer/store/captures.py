@@ -37,7 +37,8 @@ def write_capture(writer: StoreWriter, record: CaptureRecord, annotations: Annot
     for entry in _entries(record):
         kept = entry.read
         if isinstance(kept, Kept):
-            make_now = writer.add_later(size_of_entry(entry), partial(row_of_entry, entry))
+            make = partial(row_of_entry, entry)
+            make_now = writer.add_later(size_of_entry(entry), make, is_shared=False)
             if not kept.before_read(make_now):  # somebody has it, and may change it any time
                 make_now()
         else:

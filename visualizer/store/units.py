@@ -61,11 +61,13 @@ class Later:
     Attributes:
         make: Makes it.
         on_written: Is told the row once it is on the disk.
+        is_shared: Whether others have its memory.
         refs: The pieces in it, once it was made.
     """
 
     make: Callable[[], Row]
     on_written: OnWritten | None
+    is_shared: bool
     refs: list[Ref] | None = None
 
 
@@ -104,7 +106,12 @@ class Unit:
             self.nbytes += sum(ref.piece.nbytes for ref in new if ref.piece is not None)
 
     def add_later(
-        self, nbytes: int, make: Callable[[], Row], on_written: OnWritten | None = None
+        self,
+        nbytes: int,
+        make: Callable[[], Row],
+        on_written: OnWritten | None = None,
+        *,
+        is_shared: bool = True,
     ) -> Callable[[], None]:
         """Add a value that is made when the unit is written.
 
@@ -112,10 +119,12 @@ class Unit:
             nbytes: About how much it has.
             make: Makes it.
             on_written: Is told the row once it is on the disk.
+            is_shared: Whether others have its memory, and may change it at any time. What nobody
+                has need not be watched, until what is returned here was called.
         Returns:
             What makes it now, as it must be before somebody may change the value.
         """
-        later = Later(make, on_written)
+        later = Later(make, on_written, is_shared)
         self.later.append(later)
         self.nbytes += nbytes
         unit = weakref.ref(self)  # who waits for that need not keep what was written long ago
@@ -123,7 +132,7 @@ class Unit:
         def make_now() -> None:
             found = unit()
             if found is not None:
-                found._expect_change(found._make(later))
+                found._make(later, is_shared=True)
 
         return make_now
 
@@ -131,16 +140,17 @@ class Unit:
         """Make the rows that wait for that."""
         with unobserved():
             for later in _giving_way(self.later):
-                self._make(later)
+                self._make(later, later.is_shared)
         self.later.clear()
 
-    def _make(self, later: Later) -> list[Ref]:
+    def _make(self, later: Later, is_shared: bool) -> None:
         with self._lock:
             if later.refs is None:
                 row = later.make()
                 give_way()
                 later.refs = self._add(row, later.on_written)
-            return later.refs
+        if is_shared:
+            self._expect_change(later.refs)
 
     def _add(self, row: Row, on_written: OnWritten | None) -> list[Ref]:
         """Add a row, and return the pieces in it."""

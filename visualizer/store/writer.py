@@ -136,7 +136,12 @@ class StoreWriter:
                 self._write_unit(is_last=False)
 
     def add_later(
-        self, nbytes: int, make: Callable[[], Row], on_written: OnWritten | None = None
+        self,
+        nbytes: int,
+        make: Callable[[], Row],
+        on_written: OnWritten | None = None,
+        *,
+        is_shared: bool = True,
     ) -> Callable[[], None]:
         """Add a value that is made when it is written, in the background if that is where.
 
@@ -144,6 +149,7 @@ class StoreWriter:
             nbytes: About how much it has.
             make: Returns it. Never raises.
             on_written: As for `add`.
+            is_shared: Whether others have its memory, too.
         Returns:
             What makes it now, as it must be before somebody may change the value.
         Raises:
@@ -153,7 +159,7 @@ class StoreWriter:
             self._check_open()
             make_now: Callable[[], None] = _is_made
             if self._is_in_background:
-                make_now = self._unit.add_later(nbytes, make, on_written)
+                make_now = self._unit.add_later(nbytes, make, on_written, is_shared=is_shared)
             else:
                 self._unit.add(make(), on_written)
             if self._unit.nbytes >= self._unit_bytes:
