@@ -1,4 +1,4 @@
-"""What saving each step's capture adds to the time of the steps."""
+"""What saving adds to the time of the steps that are captured."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from benchmarks._store_files import RAW, WRITERS
 from visualizer import capture
 from visualizer.captured import Captured
 
-__all__ = ["background_rows"]
+__all__ = ["background_rows", "spilling_rows"]
 
 _OF_NOTHING = 1.02
 _STEPS = 10
 _TENSORS = 24
 _NOTHING, _BACKGROUND, _FOREGROUND = "not saved", "background=True", "in the foreground"
+_IN_MEMORY, _SPILLED = "in memory", "out="
 _RAW = "a thread that writes and fsyncs as many bytes"
 
 
@@ -80,6 +81,30 @@ def background_rows(scratch: Path, shorter: int, runs: int) -> list[Row]:
         Row(f"{title}, bytes a step", held[0] / 1e6, "MB"),
         *time_rows(title, found),
         *_added(title, found, calls),
+    ]
+
+
+def spilling_rows(scratch: Path, shorter: int, runs: int) -> list[Row]:
+    """Return the wall-clock time of forwards in one block, in memory and on the way to the disk."""
+    tokens = max(16, 197 // shorter)
+    model, ids = make_bert(384, 6, tokens=tokens), token_ids(tokens)
+    path = scratch / "spilled"
+
+    def steps(**options: Any) -> float:
+        with capture(model, modules="encoder.layer.*", **options):
+            start = time.perf_counter()
+            for _ in range(_STEPS):
+                model(ids)
+            elapsed = time.perf_counter() - start
+        shutil.rmtree(path, ignore_errors=True)
+        return elapsed / _STEPS
+
+    found = interleave({_IN_MEMORY: steps, _SPILLED: lambda: steps(out=path)}, runs)
+    title = f"BERT, 12 layers of 384, {tokens} tokens, {_STEPS} steps in one block"
+    of = f"{title}, {_SPILLED} / {_IN_MEMORY}"
+    return [
+        *time_rows(title, found),
+        *ratio_rows(of, found[_SPILLED], found[_IN_MEMORY], _OF_NOTHING),
     ]
 
 

@@ -19,6 +19,7 @@ _PARTS: Final = {
     "write": "_store_write:write_rows",
     "read": "_store_read:read_rows",
     "background": "_store_background:background_rows",
+    "spilling": "_store_background:spilling_rows",
     "steps": "_store_steps:steps_rows",
 }
 """`module:function`, which is given a folder, what lengths are divided by, and runs."""

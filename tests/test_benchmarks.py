@@ -97,6 +97,7 @@ STORE = {
     "load and one layer, cold / raw": 1.5,
     "peak of the memory / its bytes": 2.0,
     "background=True / not saved": 1.02,
+    "out= / in memory": 1.02,
     "data files / 64 MiB begun": 1,
 }
 PEAKS = {

@@ -127,6 +127,28 @@ def test_an_error_at_the_end_is_told(tmp_path: Path) -> None:
     assert "Traceback" not in made.stderr
 
 
+def test_stores_of_others_are_told_at_the_end(tmp_path: Path) -> None:
+    code = """
+        captured = take()
+        gate = threading.Event()
+        queue.submit(0, gate.wait)
+        for number in (1, 2):
+            captured.save(f"{path}{number}", background=True)
+        if os.fork() == 0:
+            for number in (1, 2):
+                captured.save(f"{path}{number}")
+            os._exit(0)
+        assert os.wait()[1] == 0
+        gate.set()
+    """
+    made = run(script(BEGIN, code), str(tmp_path / "x"))
+    for number in (1, 2):
+        said = f"visualizer: {tmp_path}/x/store{number} holds a store already"
+        assert said in made.stderr
+        assert visualizer.verify(tmp_path / "x" / f"store{number}").is_whole
+    assert "Traceback" not in made.stderr
+
+
 def test_changed_values_are_told_at_the_end(tmp_path: Path) -> None:
     code = """
         gate = threading.Event()

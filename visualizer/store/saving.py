@@ -10,7 +10,7 @@ from pathlib import Path
 
 from visualizer._block.annotations import Annotations
 from visualizer._block.views import CaptureRecord
-from visualizer.errors import OverwrittenError, StoreWriteError
+from visualizer.errors import OverwrittenError, StoreExistsError, StoreWriteError
 from visualizer.store.captures import write_capture
 from visualizer.store.queue import at_exit
 from visualizer.store.writer import StoreWriter
@@ -38,6 +38,7 @@ class Saving:
         """Wait until it is on the disk.
 
         Raises:
+            StoreExistsError: Another process has made a store there meanwhile.
             StoreWriteError: It could not be written; what was committed before that is there.
             OverwrittenError: Values were changed before they were written, and are left out.
         """
@@ -101,7 +102,7 @@ def raise_errors() -> None:
     """Raise what went wrong in the background, and nobody has asked for yet.
 
     Raises:
-        StoreWriteError, OverwrittenError: As for `Saving.wait`.
+        StoreExistsError, StoreWriteError, OverwrittenError: As for `Saving.wait`.
     """
     with _lock:
         done = [saving for saving in _unseen if saving.is_done]
@@ -114,7 +115,7 @@ def _wait_for_all() -> None:
     for saving in list(_unseen):
         try:
             saving.wait()
-        except (StoreWriteError, OverwrittenError) as error:
+        except (StoreExistsError, StoreWriteError, OverwrittenError) as error:
             print(f"visualizer: {error}", file=sys.stderr)
 
 

@@ -172,6 +172,7 @@ class StoreWriter:
         Raises:
             StoreWriteError: Writing failed; what was committed before stays.
             OverwrittenError: Values were changed before they were written, and are left out.
+            StoreExistsError: There is something already; with `begins_later`.
         """
         self.finish()
         if self._is_ours:
@@ -210,7 +211,7 @@ class StoreWriter:
         """Wait until everything that was handed over is on the disk.
 
         Raises:
-            StoreWriteError, OverwrittenError: As for `close`.
+            StoreExistsError, StoreWriteError, OverwrittenError: As for `close`.
         """
         self._check_ours()
         self._drain()
@@ -339,7 +340,7 @@ class StoreWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        ours = () if error is None else (StoreWriteError, OverwrittenError)
+        ours = () if error is None else _ERRORS
         with contextlib.suppress(*ours):
             self.close()
 
@@ -348,6 +349,7 @@ def _is_made() -> None:
     """Stand in for what makes a row that is made already."""
 
 
+_ERRORS = (StoreExistsError, StoreWriteError, OverwrittenError)
 _open_writers: set[StoreWriter] = set()
 
 
@@ -355,7 +357,7 @@ def _close_writers() -> None:
     for writer in list(_open_writers):
         try:
             writer.close()
-        except (StoreWriteError, OverwrittenError) as error:
+        except _ERRORS as error:
             print(f"visualizer: {error}", file=sys.stderr)
 
 
