@@ -132,17 +132,17 @@ def test_stores_of_others_are_told_at_the_end(tmp_path: Path) -> None:
         captured = take()
         gate = threading.Event()
         queue.submit(0, gate.wait)
-        for number in (1, 2):
+        for number in range(4):
             captured.save(f"{path}{number}", background=True)
         if os.fork() == 0:
-            for number in (1, 2):
+            for number in range(4):
                 captured.save(f"{path}{number}")
             os._exit(0)
         assert os.wait()[1] == 0
         gate.set()
     """
     made = run(script(BEGIN, code), str(tmp_path / "x"))
-    for number in (1, 2):
+    for number in range(4):
         said = f"visualizer: {tmp_path}/x/store{number} holds a store already"
         assert said in made.stderr
         assert visualizer.verify(tmp_path / "x" / f"store{number}").is_whole
@@ -390,3 +390,21 @@ def test_what_another_process_wrote_meanwhile_stays(
     assert equal(values_of(visualizer.load(tmp_path / "run")), values_of(second))
     with pytest.raises(StoreExistsError):  # of what is there, and not since somebody writes
         first.save(tmp_path / "run")
+
+
+def test_bytes_that_were_lost_are_written_when_they_come_again(tmp_path: Path) -> None:
+    gate = threading.Event()
+    queue.submit(0, lambda: gate.wait() and None)
+    value = np.arange(9.0)
+    made = StoreWriter(tmp_path / "store", is_in_background=True, memory="watched", max_bytes=140)
+    made.add(Row(kind="local", value=value, variable="a", function="f"))  # a unit of its own
+    value[0] = 5
+    gate.set()
+    while not made.is_done:
+        pass
+    made.add(Row(kind="local", value=np.arange(9.0), variable="b", function="f"))
+    with pytest.raises(OverwrittenError, match="the a of f, call 0"):
+        made.close()
+    store = Store(tmp_path / "store")
+    assert [row.variable for row in store.rows] == ["b"]
+    np.testing.assert_array_equal(store.read(store.rows[0]), np.arange(9.0))
