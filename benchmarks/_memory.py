@@ -32,7 +32,7 @@ def live_bytes() -> int:
             try:
                 storage = each.untyped_storage()
                 sizes[storage.data_ptr()] = storage.nbytes()
-            except (NotImplementedError, RuntimeError):  # it has none
+            except (NotImplementedError, RuntimeError):  # it has no storage, as a sparse tensor
                 continue
     return sum(sizes.values())
 

@@ -153,6 +153,17 @@ def test_a_forward_that_is_one_of_the_functions_is_out_of_sight() -> None:
     assert "'1'" not in captured.explain()
 
 
+def test_a_module_whose_class_torch_replaced_is_looked_at() -> None:
+    """As with a parametrization: the class then says that it is of torch.nn."""
+    model = nn.Sequential(Keeps())
+    model[0].register_parameter("scale", nn.Parameter(torch.ones(1)))
+    nn.utils.parametrize.register_parametrization(model[0], "scale", nn.Identity())
+    assert type(model[0]).__module__.startswith("torch.nn.")
+    with capture(model) as captured:
+        model(numbers())
+    assert "attention of '0' was out of sight" in captured.explain()
+
+
 def test_a_function_kept_in_an_attribute_is_out_of_sight() -> None:
     model = nn.Sequential(Keeps())
     with capture(model) as captured:

@@ -47,13 +47,14 @@ def _are_kept(functions: Mapping[int, str], model: nn.Module) -> bool:
 
 def _is_torchs(module: nn.Module) -> bool:
     """Tell whether a module runs torch's own code, which calls no function that it was given."""
-    return type(module).__module__.startswith("torch.nn.") and "forward" not in vars(module)
+    if not type(module).__module__.startswith("torch.nn.") or "forward" in vars(module):
+        return False
+    return all(base.__module__.startswith("torch.nn.") for base in _bases_of(type(module)))
 
 
 def _bases_of(cls: type) -> list[type]:
     """Return a module's class and its bases, without torch's base of all modules."""
-    classes = [each for each in cls.__mro__ if issubclass(each, nn.Module)]
-    return classes[: classes.index(nn.Module)]
+    return [each for each in cls.__mro__ if issubclass(each, nn.Module) and each is not nn.Module]
 
 
 def _find(functions: Mapping[int, str], owner: object) -> list[tuple[str, str]]:

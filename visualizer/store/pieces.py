@@ -95,8 +95,9 @@ class Ref:
 
     def hash(self) -> str:
         """Return the hash of its bytes, which is computed once."""
-        if self.digest is None:
-            self.is_intact()
+        piece = self.piece  # first: another thread lets go of it once it has the hash
+        if self.digest is None and piece is not None:
+            self._is_intact(piece)
         assert self.digest is not None
         return self.digest
 
